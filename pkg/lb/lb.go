@@ -1,0 +1,177 @@
+// Package lb is the balancer's domain: services, their backends, and the
+// controller that turns desired state (configuration, health, the operator's
+// word) into what the datapath is told.
+//
+// It knows nothing of BPF, YAML or Prometheus. The datapath is an interface
+// that pkg/xdp implements; everything observable leaves as a Snapshot.
+package lb
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// Limits of the datapath's tables. The C side has the same numbers in
+// bpf/config.h; a test in pkg/xdp holds the two against each other.
+const (
+	// MaxServices is the number of services one node can balance.
+	MaxServices = 256
+	// MaxBackends is the number of backends one service can have. A scan of
+	// 64 slots at SYN costs 57 ns (measured), which is why there is a bound.
+	MaxBackends = 64
+	// MaxNameLen is the longest service or backend name, in bytes: names are
+	// kept in the pinned maps so that tools can read them without the daemon.
+	MaxNameLen = 31
+)
+
+// State is a backend's operational state as the datapath understands it.
+type State uint8
+
+// The states of a backend. The zero value is Down: a backend takes no traffic
+// before its first successful check.
+const (
+	Down        State = iota // failed its health check; takes no new flows
+	Up                       // takes new flows
+	Draining                 // takes no new flows, the established ones live on
+	Maintenance              // taken out by an operator, whatever the checks say
+)
+
+var stateNames = [...]string{Down: "down", Up: "up", Draining: "draining", Maintenance: "maint"}
+
+// String returns the name used in the CLI, the metrics and the stats page.
+func (s State) String() string {
+	if int(s) < len(stateNames) {
+		return stateNames[s]
+	}
+	return fmt.Sprintf("state(%d)", uint8(s))
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Scheduler selects a backend for a new flow.
+type Scheduler uint8
+
+// LeastConn picks the backend with the fewest flows per unit of weight.
+const LeastConn Scheduler = 0
+
+// String returns the scheduler's name as written in the configuration.
+func (s Scheduler) String() string {
+	if s == LeastConn {
+		return "leastconn"
+	}
+	return fmt.Sprintf("scheduler(%d)", uint8(s))
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s Scheduler) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Backend is one pooler behind a service.
+type Backend struct {
+	Name   string         // unique within its service, at most MaxNameLen bytes
+	Addr   netip.AddrPort // IPv4
+	Weight uint16         // relative capacity, 1-256; 1 is the default
+	State  State
+}
+
+// Service is a virtual address and the backends that it is balanced over.
+// The order of Backends is the slot order in the datapath and stays fixed for
+// the life of a slot: flows refer to slots.
+type Service struct {
+	Name      string         // unique, at most MaxNameLen bytes
+	Addr      netip.AddrPort // VIP and port, IPv4
+	Scheduler Scheduler
+	Backends  []Backend
+}
+
+// Datapath is what the controller needs of whatever forwards the packets.
+type Datapath interface {
+	// SetServices replaces the set of services. Active counts of backends
+	// that stay (same service name, same backend address) are kept.
+	SetServices([]Service) error
+	// SetBackendState changes the state of one backend; flows that exist are
+	// not touched.
+	SetBackendState(service, backend string, s State) error
+}
+
+// BackendStats is what the datapath counted for one backend.
+type BackendStats struct {
+	Name       string         `json:"name"`
+	Addr       netip.AddrPort `json:"address"`
+	State      State          `json:"state"`
+	Weight     uint16         `json:"weight"`
+	Reachable  bool           `json:"reachable"`   // its next hop's MAC address is known
+	MAC        string         `json:"mac"`         // next hop's MAC address, empty when unknown
+	Active     int64          `json:"active"`      // flows open now; exact
+	Total      uint64         `json:"total"`       // flows ever scheduled to it
+	PacketsIn  uint64         `json:"packets_in"`  // client to backend
+	BytesIn    uint64         `json:"bytes_in"`    // IP bytes, client to backend
+	PacketsOut uint64         `json:"packets_out"` // backend to client
+	BytesOut   uint64         `json:"bytes_out"`   // IP bytes, backend to client
+}
+
+// ServiceStats is a service with the counts of its backends.
+type ServiceStats struct {
+	Name      string         `json:"name"`
+	Addr      netip.AddrPort `json:"address"`
+	Scheduler Scheduler      `json:"scheduler"`
+	Backends  []BackendStats `json:"backends"`
+}
+
+// VerdictCount is one row of the datapath's verdict table: each packet that
+// the program saw is counted under exactly one name.
+type VerdictCount struct {
+	Name   string `json:"name"`   // snake_case, stable
+	Action string `json:"action"` // "tx", "pass" or "drop"
+	Count  uint64 `json:"count"`
+}
+
+// VIPStats is one virtual address as the datapath knows it.
+type VIPStats struct {
+	Addr     netip.Addr    `json:"address"`
+	Router   string        `json:"router"`   // name of the virtual router that owns it
+	VRID     uint8         `json:"vrid"`     // virtual router id
+	Priority uint8         `json:"priority"` // this node's priority
+	State    string        `json:"state"`    // init, backup, active
+	Since    time.Duration `json:"since"`    // age of State, nanoseconds
+	// Lease is the time left in which the program answers for the address;
+	// zero or less means that this node is silent about it.
+	Lease time.Duration `json:"lease"`
+}
+
+// Flow is one TCP connection through the balancer.
+type Flow struct {
+	Client  netip.AddrPort `json:"client"`
+	Service netip.AddrPort `json:"service"`
+	SNAT    netip.AddrPort `json:"snat"` // source that the backend sees: the VIP and a reserved port
+	Backend netip.AddrPort `json:"backend"`
+	State   string         `json:"state"` // syn_sent, syn_received, established, fin_client, fin_backend, time_wait, reset
+	Age     time.Duration  `json:"age"`
+	Idle    time.Duration  `json:"idle"`
+	// Packets and Bytes are counted on the IP layer, in the direction named.
+	PacketsIn  uint64 `json:"packets_in"`
+	BytesIn    uint64 `json:"bytes_in"`
+	PacketsOut uint64 `json:"packets_out"`
+	BytesOut   uint64 `json:"bytes_out"`
+}
+
+// Audit is the result of the last recount of the flow table.
+type Audit struct {
+	Flows    int   `json:"flows"`     // flow pairs in the table, closed ones included
+	Live     int   `json:"live"`      // of these, flows that count as active
+	Drift    int64 `json:"drift"`     // sum over backends of |active - recount| seen in two sweeps running; target 0
+	Orphans  int   `json:"orphans"`   // entries whose other half was missing
+	Capacity int   `json:"capacity"`  // entries the table can hold (two per flow)
+	SweptAgo int64 `json:"swept_ago"` // age of this recount, nanoseconds
+}
+
+// DatapathStats is everything that the datapath can tell about itself.
+type DatapathStats struct {
+	Interface string         `json:"interface"`
+	Mode      string         `json:"mode"` // "native", "generic", or "" when the daemon that knows is not running
+	Services  []ServiceStats `json:"services"`
+	VIPs      []VIPStats     `json:"vips"`
+	Verdicts  []VerdictCount `json:"verdicts"`
+	Audit     Audit          `json:"audit"`
+}
