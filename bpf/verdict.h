@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * verdict.h: packet in, reason out.
+ *
+ * Each packet leaves the program through finish() with one verdict, which
+ * counts it and yields the XDP action. pkg/xdp/verdict.go names the verdicts
+ * for the tools; a test holds the two lists against each other.
+ */
+#ifndef PGSTEER_VERDICT_H
+#define PGSTEER_VERDICT_H
+
+enum verdict {
+	/* Not ours: to the kernel, untouched. */
+	PASS_ETHERTYPE, /* neither IPv4 nor ARP */
+	PASS_ARP,
+	PASS_NOT_VIP, /* another destination address */
+	PASS_NOT_MINE, /* broadcast, multicast or another host's MAC address */
+	PASS_NOT_TCP, /* ICMP and so on to a VIP */
+	PASS_PORT, /* a port of the VIP that no service has */
+	PASS_TRUNCATED, /* too short to tell whose it is */
+
+	/* Sent on. */
+	TX_NEW, /* a new flow's SYN, scheduled */
+	TX_FORWARD, /* client to backend */
+	TX_REVERSE, /* backend to client */
+	TX_RST_CLIENT, /* reset: unknown flow, from a client */
+	TX_RST_BACKEND, /* reset: unknown flow, from a backend */
+	TX_RST_NO_BACKEND, /* reset: no backend takes new flows */
+	TX_RST_NO_PORT, /* reset: no SNAT port free */
+	TX_RST_TABLE_FULL, /* reset: the flow table is full */
+
+	/* Dropped. */
+	DROP_FENCED, /* this node's lease on the VIP has run out */
+	DROP_FENCED_ARP,
+	DROP_IP_HEADER, /* malformed */
+	DROP_IP_OPTIONS,
+	DROP_FRAGMENT,
+	DROP_TCP_HEADER, /* malformed or truncated */
+	DROP_TTL,
+	DROP_STRAY_RST, /* reset of an unknown flow */
+	DROP_RST_LIMIT, /* unknown flow, but enough resets were sent */
+	DROP_RACE, /* lost to another CPU on the same flow; sent again by the peer */
+	DROP_REPLY, /* a reset could not be built */
+	VERDICTS,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, VERDICTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} verdicts SEC(".maps");
+
+static __always_inline int finish(struct xdp_md *ctx, enum verdict verdict)
+{
+	__u32 index = verdict;
+	__u64 *count = bpf_map_lookup_elem(&verdicts, &index);
+
+	if (count)
+		(*count)++;
+	if (verdict < TX_NEW)
+		return XDP_PASS;
+	if (verdict >= DROP_FENCED)
+		return XDP_DROP;
+	if (tx_redirect)
+		return bpf_redirect(ctx->ingress_ifindex, 0);
+	return XDP_TX;
+}
+
+#endif

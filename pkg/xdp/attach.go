@@ -1,0 +1,203 @@
+package xdp
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Values of Config.Mode; Balancer.Mode returns one of the last two.
+const (
+	ModeAuto    = "auto"
+	ModeNative  = "native"
+	ModeGeneric = "generic"
+)
+
+// ErrForeignProgram means that somebody else's XDP program is on the interface.
+var ErrForeignProgram = errors.New("another XDP program is attached")
+
+// pinnedLink opens the link of an earlier life: nil when there is none or its
+// interface is gone. program is the id of the program that it holds.
+func pinnedLink(pinPath string) (l link.Link, ifindex uint32, program ebpf.ProgramID, err error) {
+	l, err = link.LoadPinnedLink(linkPin(pinPath), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, 0, 0, nil
+	}
+	if err != nil {
+		return nil, 0, 0, fmt.Errorf("opening the pinned link: %w", err)
+	}
+	info, err := l.Info()
+	if err != nil {
+		return nil, 0, 0, errors.Join(fmt.Errorf("asking for the pinned link: %w", err), l.Close())
+	}
+	if info.XDP() == nil {
+		return nil, 0, 0, errors.Join(fmt.Errorf("%s is not an XDP link", linkPin(pinPath)), l.Close())
+	}
+	return l, info.XDP().Ifindex, info.Program, nil
+}
+
+// checkForeign refuses to share: replacing somebody's program would break them.
+func checkForeign(iface netlink.Link, pinPath string) error {
+	attached := iface.Attrs().Xdp
+	if attached == nil || !attached.Attached {
+		return nil
+	}
+	l, ifindex, program, err := pinnedLink(pinPath)
+	if err != nil {
+		return err
+	}
+	if l != nil {
+		defer l.Close()
+		if int(ifindex) == iface.Attrs().Index && uint32(program) == attached.ProgId {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w on %s (program id %d) that is not pinned in %s: remove it first",
+		ErrForeignProgram, iface.Attrs().Name, attached.ProgId, pinPath)
+}
+
+// attach takes over the pinned link, exchanging the program under it without a
+// gap, or makes a new one. A link whose interface was deleted is dropped.
+func (b *Balancer) attach() error {
+	l, ifindex, _, err := pinnedLink(b.cfg.PinPath)
+	if err != nil {
+		return err
+	}
+	if l != nil && int(ifindex) == b.iface.Attrs().Index {
+		if err := l.Update(b.objs.Balancer); err != nil {
+			return errors.Join(fmt.Errorf("exchanging the program on %s: %w", b.cfg.Interface, err), l.Close())
+		}
+		b.link = l
+		return b.learnMode()
+	}
+	if l != nil {
+		if ifindex != 0 {
+			return errors.Join(fmt.Errorf("the pins in %s belong to interface number %d, not to %s", b.cfg.PinPath, ifindex, b.cfg.Interface), l.Close())
+		}
+		if err := errors.Join(l.Unpin(), l.Close()); err != nil {
+			return fmt.Errorf("dropping the link of an interface that is gone: %w", err)
+		}
+	}
+	if b.link, err = b.attachNew(); err != nil {
+		return err
+	}
+	if err := b.link.Pin(linkPin(b.cfg.PinPath)); err != nil {
+		return fmt.Errorf("pinning the link: %w", err)
+	}
+	return b.learnMode()
+}
+
+func (b *Balancer) attachNew() (link.Link, error) {
+	opts := link.XDPOptions{Program: b.objs.Balancer, Interface: b.iface.Attrs().Index}
+	var native error
+	if b.cfg.Mode != ModeGeneric {
+		opts.Flags = link.XDPDriverMode
+		l, err := link.AttachXDP(opts)
+		if err == nil {
+			return l, nil
+		}
+		native = err
+		if b.cfg.Mode == ModeNative {
+			return nil, fmt.Errorf("attaching to %s in native mode: %w", b.cfg.Interface, err)
+		}
+	}
+	opts.Flags = link.XDPGenericMode
+	l, err := link.AttachXDP(opts)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("attaching to %s in generic mode: %w", b.cfg.Interface, err), native)
+	}
+	if native != nil {
+		b.log.Warn("native XDP refused, running in generic mode: correct, but several times slower",
+			"interface", b.cfg.Interface, "reason", native)
+	}
+	return l, nil
+}
+
+func (b *Balancer) learnMode() error {
+	iface, err := netlink.LinkByIndex(b.iface.Attrs().Index)
+	if err != nil {
+		return fmt.Errorf("looking at %s: %w", b.cfg.Interface, err)
+	}
+	b.mode = attachMode(iface)
+	return nil
+}
+
+// attachMode returns "" when nothing is attached.
+func attachMode(iface netlink.Link) string {
+	x := iface.Attrs().Xdp
+	switch {
+	case x == nil || !x.Attached:
+		return ""
+	case x.AttachMode == xdpAttachedGeneric:
+		return ModeGeneric
+	default:
+		return ModeNative
+	}
+}
+
+// xdpAttachedGeneric is XDP_ATTACHED_SKB of linux/if_link.h.
+const xdpAttachedGeneric = 2
+
+// Detach removes the program and all that is pinned in the directory. Flows
+// that it carried end. It is no error when nothing is there.
+func Detach(pinPath string) error {
+	l, ifindex, _, err := pinnedLink(pinPath)
+	if err != nil {
+		return err
+	}
+	if l != nil {
+		if ifindex != 0 {
+			err = l.Detach()
+		}
+		if err := errors.Join(err, l.Unpin(), l.Close()); err != nil {
+			return fmt.Errorf("detaching: %w", err)
+		}
+	}
+	spec, err := loadBalancer()
+	if err != nil {
+		return err
+	}
+	for name := range spec.Maps {
+		if name[0] == '.' { // the sections of variables are not pinned
+			continue
+		}
+		if err := os.Remove(filepath.Join(pinPath, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing a pin: %w", err)
+		}
+	}
+	if err := os.Remove(pinPath); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+		return fmt.Errorf("removing the pin directory: %w", err)
+	}
+	return nil
+}
+
+// AttachPass attaches a program that lets everything through, in native mode,
+// until the interface goes away. The far end of a virtual cable needs one: a
+// veth driver takes frames of XDP_TX only towards a peer that runs XDP itself.
+func AttachPass(ifindex int) error {
+	spec, err := loadBalancer()
+	if err != nil {
+		return err
+	}
+	prog, err := ebpf.NewProgram(spec.Programs[balancerProgPass])
+	if err != nil {
+		return fmt.Errorf("loading the pass program: %w", err)
+	}
+	defer prog.Close()
+	iface, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		return fmt.Errorf("finding interface number %d: %w", ifindex, err)
+	}
+	// By netlink and not by a link, whose life would end with this process.
+	if err := netlink.LinkSetXdpFdWithFlags(iface, prog.FD(), unix.XDP_FLAGS_DRV_MODE); err != nil {
+		return fmt.Errorf("attaching the pass program to %s: %w", iface.Attrs().Name, err)
+	}
+	return nil
+}

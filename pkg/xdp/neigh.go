@@ -1,0 +1,172 @@
+package xdp
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/pgsteer/pgsteer/pkg/lb"
+)
+
+type macAddr = [6]uint8
+
+// routeCheck is how often next hops are looked up anew: a route may change
+// without any neighbour changing.
+const routeCheck = 5 * time.Second
+
+// usable are the neighbour states in which the kernel itself would send.
+const usable = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | netlink.NUD_PROBE |
+	netlink.NUD_PERMANENT | netlink.NUD_NOARP
+
+// watchNeighbours keeps the backends' MAC addresses as the kernel knows them.
+// A lookup in the program would cost 100 ns a packet, more than all the rest
+// (measured), and could not resolve a missing address. Nothing needs to be
+// provoked here: the health checks talk to the backends from this host and so
+// keep the kernel's entries alive.
+func (b *Balancer) watchNeighbours(ctx context.Context) error {
+	updates := make(chan netlink.NeighUpdate, 64)
+	done := make(chan struct{})
+	defer close(done)
+	failed := make(chan error, 1)
+	err := netlink.NeighSubscribeWithOptions(updates, done, netlink.NeighSubscribeOptions{
+		Namespace:    &b.ns,
+		ListExisting: true,
+		ErrorCallback: func(err error) {
+			select {
+			case failed <- err:
+			default:
+			}
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("subscribing to neighbours: %w", err)
+	}
+	tick := time.NewTicker(routeCheck)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case u, ok := <-updates:
+			if !ok {
+				select {
+				case err := <-failed:
+					return fmt.Errorf("watching neighbours: %w", err)
+				case <-ctx.Done():
+					return nil
+				}
+			}
+			if !b.noteNeighbour(u) {
+				continue
+			}
+		case <-tick.C:
+		}
+		b.mu.Lock()
+		err := b.refreshNextHops()
+		b.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// noteNeighbour says whether anything changed that concerns us.
+func (b *Balancer) noteNeighbour(u netlink.NeighUpdate) bool {
+	ip, ok := netip.AddrFromSlice(u.IP)
+	if !ok || u.LinkIndex != b.iface.Attrs().Index || !ip.Unmap().Is4() {
+		return false
+	}
+	ip = ip.Unmap()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	old, had := b.neighbours[ip]
+	if u.Type == unix.RTM_NEWNEIGH && u.State&usable != 0 && len(u.HardwareAddr) == 6 {
+		mac := macAddr(u.HardwareAddr)
+		b.neighbours[ip] = mac
+		return !had || mac != old
+	}
+	delete(b.neighbours, ip)
+	return had
+}
+
+// refreshNextHops writes each backend's MAC address, and whether it has one.
+// One that has lost it keeps the old for the flows it has and takes no new
+// ones. The caller holds mu.
+func (b *Balancer) refreshNextHops() error {
+	for _, p := range b.placed {
+		mac, known := b.nextHopMAC(p.addr.Addr())
+		if known {
+			if err := b.writeMAC(p, mac); err != nil {
+				return err
+			}
+		}
+		var reachable uint8
+		if known {
+			reachable = 1
+		}
+		err := b.changeSlot(p.id, p.slot, func(s *balancerSlot) { s.Reachable = reachable })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *Balancer) writeMAC(p placedBackend, mac macAddr) error {
+	var row balancerBackend
+	if err := b.objs.Backends.Lookup(p.index(), &row); err != nil {
+		return fmt.Errorf("reading backend %s: %w", p.name, err)
+	}
+	if row.Mac == mac {
+		return nil
+	}
+	b.log.Info("next hop", "service", p.service, "backend", p.name, "mac", net.HardwareAddr(mac[:]).String())
+	row.Mac = mac
+	if err := b.objs.Backends.Put(p.index(), row); err != nil {
+		return fmt.Errorf("writing backend %s: %w", p.name, err)
+	}
+	return nil
+}
+
+// nextHopMAC is unknown, too, when the route leads out of another interface:
+// the program can send only where it receives.
+func (b *Balancer) nextHopMAC(addr netip.Addr) (macAddr, bool) {
+	routes, err := b.nl.RouteGet(addr.AsSlice())
+	if err != nil || len(routes) == 0 || routes[0].LinkIndex != b.iface.Attrs().Index {
+		return macAddr{}, false
+	}
+	hop := addr
+	if gw, ok := netip.AddrFromSlice(routes[0].Gw); ok {
+		hop = gw.Unmap()
+	}
+	mac, ok := b.neighbours[hop]
+	return mac, ok
+}
+
+// placements reads back which backends an earlier life had placed where.
+func (t *tables) placements() ([]placedBackend, error) {
+	services, err := t.services4()
+	if err != nil {
+		return nil, err
+	}
+	var placed []placedBackend
+	for _, s := range services {
+		for slot := range uint32(lb.MaxBackends) {
+			var row balancerBackend
+			if err := t.backends.Lookup(s.Id*lb.MaxBackends+slot, &row); err != nil {
+				return nil, fmt.Errorf("reading slot %d: %w", slot, err)
+			}
+			if row.Addr != 0 {
+				placed = append(placed, placedBackend{
+					service: nameOf(s.Name), name: nameOf(row.Name), addr: addrPortOf(row.Addr, row.Port), id: s.Id, slot: slot,
+				})
+			}
+		}
+	}
+	return placed, nil
+}

@@ -1,0 +1,298 @@
+// Package xdp is the datapath: it loads, attaches and feeds the XDP program
+// of bpf/ and reads back what it counted. It implements lb.Datapath and is the
+// only importer of cilium/ebpf.
+//
+// All state that matters lives in pinned maps and a pinned link. The daemon
+// may die and come back, or be replaced by a newer one, without a packet or a
+// flow being lost: Open adopts what it finds.
+package xdp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/pgsteer/pgsteer/pkg/lb"
+)
+
+var _ lb.Datapath = (*Balancer)(nil)
+
+// Timeouts says for how long an idle flow is remembered, by what it has seen.
+type Timeouts struct {
+	SYN         time.Duration // handshake not complete
+	Established time.Duration // no FIN seen
+	FIN         time.Duration // one side has closed
+	TimeWait    time.Duration // both have closed: the SNAT port rests
+	Reset       time.Duration // reset by either side
+}
+
+// DefaultTimeouts are for poolers, whose clients idle for hours: Linux' own
+// keepalive comes after 2 h 11 min, so anything below that breaks sessions.
+// TimeWait is Linux' TCP_TIMEWAIT_LEN.
+var DefaultTimeouts = Timeouts{
+	SYN:         10 * time.Second,
+	Established: 24 * time.Hour,
+	FIN:         120 * time.Second,
+	TimeWait:    60 * time.Second,
+	Reset:       10 * time.Second,
+}
+
+// Config says where and how the program runs. The zero value of each optional
+// field takes the default that its comment names.
+type Config struct {
+	Interface string // the LAN interface
+	// Mode is "auto" (native, else generic with a warning; the default),
+	// "native" or "generic".
+	Mode string
+	// TX is "tx" (XDP_TX, the default) or "redirect" (bpf_redirect to the same
+	// interface), for virtual peers that take only one of them.
+	TX string
+	// PinPath is a directory on a BPF file system, made if it is missing.
+	PinPath string
+	// FlowTableSize is the number of flow table entries, two per flow; 524288
+	// is the default and takes about 65 MB.
+	FlowTableSize uint32
+	// SNATLow and SNATHigh bound the ports used towards backends, inclusive;
+	// 10240 and 65535 are the default.
+	SNATLow, SNATHigh uint16
+	Timeouts          Timeouts
+	SweepInterval     time.Duration // between two passes over the flow table; 1 s
+	Log               *slog.Logger
+}
+
+func (c *Config) setDefaults() error {
+	if c.Mode == "" {
+		c.Mode = ModeAuto
+	}
+	if c.TX == "" {
+		c.TX = "tx"
+	}
+	if c.FlowTableSize == 0 {
+		c.FlowTableSize = 524288
+	}
+	if c.SNATLow == 0 && c.SNATHigh == 0 {
+		c.SNATLow, c.SNATHigh = 10240, 65535
+	}
+	if c.Timeouts == (Timeouts{}) {
+		c.Timeouts = DefaultTimeouts
+	}
+	if c.SweepInterval == 0 {
+		c.SweepInterval = time.Second
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	switch {
+	case c.Mode != ModeAuto && c.Mode != ModeNative && c.Mode != ModeGeneric:
+		return fmt.Errorf("unknown XDP mode %q", c.Mode)
+	case c.TX != "tx" && c.TX != "redirect":
+		return fmt.Errorf("unknown way to send %q", c.TX)
+	case c.SNATLow == 0 || c.SNATLow > c.SNATHigh:
+		return fmt.Errorf("SNAT ports %d-%d are not a range", c.SNATLow, c.SNATHigh)
+	case c.PinPath == "":
+		return errors.New("no pin path")
+	}
+	return nil
+}
+
+// Balancer owns the program on one interface.
+type Balancer struct {
+	cfg    Config
+	log    *slog.Logger
+	objs   balancerObjects
+	tables tables
+	link   link.Link
+	iface  netlink.Link
+	mode   string
+	ns     netns.NsHandle  // where Open was called: Run's goroutines are on other threads
+	nl     *netlink.Handle // bound to ns
+
+	mu         sync.Mutex // guards the maps that Go writes, and what follows
+	placed     []placedBackend
+	neighbours map[netip.Addr]macAddr
+
+	audit   atomic.Pointer[auditResult]
+	scratch flowBatch // the sweeper's
+	drift   map[uint16]int64
+}
+
+// placedBackend is a backend with its place in the tables.
+type placedBackend struct {
+	service string
+	name    string
+	addr    netip.AddrPort
+	id      uint32 // of the service
+	slot    uint32
+}
+
+func (p placedBackend) index() uint32 { return p.id*lb.MaxBackends + p.slot }
+
+// Open loads the program, adopting pinned maps and a pinned link of an earlier
+// life, and attaches it. It fails, having changed nothing on the interface,
+// when that does not exist, carries somebody else's program, or the pins do
+// not fit.
+func Open(cfg Config) (*Balancer, error) {
+	if err := cfg.setDefaults(); err != nil {
+		return nil, err
+	}
+	iface, err := netlink.LinkByName(cfg.Interface)
+	if err != nil {
+		return nil, fmt.Errorf("finding interface %s: %w", cfg.Interface, err)
+	}
+	if len(iface.Attrs().HardwareAddr) != 6 {
+		return nil, fmt.Errorf("interface %s is not Ethernet", cfg.Interface)
+	}
+	if err := makePinDir(cfg.PinPath); err != nil {
+		return nil, err
+	}
+	if err := checkForeign(iface, cfg.PinPath); err != nil {
+		return nil, err
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lifting the limit of locked memory: %w", err)
+	}
+	b := &Balancer{
+		cfg:        cfg,
+		log:        cfg.Log,
+		iface:      iface,
+		ns:         netns.None(),
+		neighbours: make(map[netip.Addr]macAddr),
+		drift:      make(map[uint16]int64),
+	}
+	if err := b.open(); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return b, nil
+}
+
+func (b *Balancer) open() error {
+	var err error
+	if b.ns, err = netns.Get(); err != nil {
+		return fmt.Errorf("opening the network namespace: %w", err)
+	}
+	if b.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return fmt.Errorf("opening a netlink socket: %w", err)
+	}
+	if err := b.load(); err != nil {
+		return err
+	}
+	b.tables = tables{
+		backends:  b.objs.Backends,
+		flows:     b.objs.Flows,
+		loads:     b.objs.Loads,
+		schedules: b.objs.Schedules,
+		services:  b.objs.Services,
+		traffics:  b.objs.Traffics,
+		verdicts:  b.objs.Verdicts,
+		vips:      b.objs.Vips,
+	}
+	if b.placed, err = b.tables.placements(); err != nil {
+		return err
+	}
+	return b.attach()
+}
+
+func (b *Balancer) load() error {
+	spec, err := loadBalancer()
+	if err != nil {
+		return err
+	}
+	mac := [6]uint8(b.iface.Attrs().HardwareAddr)
+	for _, v := range []struct {
+		spec  *ebpf.VariableSpec
+		value any
+	}{
+		{spec.Variables[balancerVarOwnMac], mac},
+		{spec.Variables[balancerVarSnatLow], uint32(b.cfg.SNATLow)},
+		{spec.Variables[balancerVarSnatCount], uint32(b.cfg.SNATHigh) - uint32(b.cfg.SNATLow) + 1},
+		{spec.Variables[balancerVarTxRedirect], b.cfg.TX == "redirect"},
+	} {
+		if err := v.spec.Set(v.value); err != nil {
+			return fmt.Errorf("setting %s: %w", v.spec.Name, err)
+		}
+	}
+	spec.Maps[balancerMapFlows].MaxEntries = b.cfg.FlowTableSize
+	for name, m := range spec.Maps {
+		if name[0] != '.' { // not the sections of variables
+			m.Pinning = ebpf.PinByName
+		}
+	}
+	err = spec.LoadAndAssign(&b.objs, &ebpf.CollectionOptions{
+		Maps: ebpf.MapOptions{PinPath: b.cfg.PinPath},
+	})
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		return fmt.Errorf("the pinned tables in %s have another layout or size; detach first, which ends their flows: %w", b.cfg.PinPath, err)
+	}
+	var verifier *ebpf.VerifierError
+	if errors.As(err, &verifier) {
+		b.log.Debug("verifier log", "log", fmt.Sprintf("%+v", verifier))
+	}
+	if err != nil {
+		return fmt.Errorf("loading the XDP program: %w", err)
+	}
+	return nil
+}
+
+// Mode returns how the program is attached: "native" or "generic".
+func (b *Balancer) Mode() string { return b.mode }
+
+// Run keeps next hops' MAC addresses current and sweeps the flow table until
+// ctx ends; it then returns nil. The program forwards with or without it.
+func (b *Balancer) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return b.watchNeighbours(ctx) })
+	g.Go(func() error { return b.sweepLoop(ctx) })
+	return g.Wait()
+}
+
+// Close lets go of the program, which stays attached and pinned with its flows.
+func (b *Balancer) Close() error {
+	if b.nl != nil {
+		b.nl.Close()
+	}
+	var errs []error
+	if b.ns.IsOpen() {
+		errs = append(errs, b.ns.Close())
+	}
+	if b.link != nil {
+		errs = append(errs, b.link.Close())
+	}
+	if b.objs.balancerMaps.Flows != nil {
+		errs = append(errs, b.objs.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// makePinDir makes the directory, and makes sure that it can hold pins: on
+// any other file system pinning would fail with a puzzling EPERM.
+func makePinDir(path string) error {
+	if err := os.MkdirAll(path, 0o750); err != nil {
+		return fmt.Errorf("making the pin directory: %w", err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil {
+		return fmt.Errorf("looking at %s: %w", path, err)
+	}
+	if int64(fs.Type) != unix.BPF_FS_MAGIC {
+		_ = os.Remove(path) // only if it is empty: ours
+		return fmt.Errorf("%s is not on a BPF file system (mount one: mount -t bpf bpf /sys/fs/bpf)", path)
+	}
+	return nil
+}
+
+func linkPin(pinPath string) string { return filepath.Join(pinPath, "link") }
