@@ -155,6 +155,8 @@ static __always_inline enum verdict handle_miss(struct xdp_md *ctx,
 				       PASS_PORT;
 	if (!p->tcp->syn || p->tcp->ack || p->tcp->fin || p->tcp->rst)
 		return reply_rst(ctx, p, TX_RST_CLIENT);
+	if (p->ip->ttl <= 1)
+		return DROP_TTL;
 	verdict = nat_open(p, service, &half);
 	if (verdict == TX_NEW)
 		return half ? forward(p, half, TX_NEW) : DROP_RACE;

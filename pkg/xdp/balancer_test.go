@@ -128,6 +128,13 @@ func TestMinimumFramePaddingIsNotPayload(t *testing.T) {
 
 func TestTTLIsNotForwardedBelowOne(t *testing.T) {
 	f := newFixture(t)
+	for _, ttl := range []uint8{0, 1} {
+		frame := fromClient(syn).frame()
+		frame[14+8] = ttl
+		if _, _, v := f.run(frame); v != "drop_ttl" || f.entries() != 0 {
+			t.Errorf("verdict %s on a SYN, %d entries", v, f.entries())
+		}
+	}
 	f.connect(client)
 	s := fromClient(ack)
 	s.ttl = 1
