@@ -1,0 +1,123 @@
+// Package bouncer reads PgBouncer's configuration: pgbouncer.ini and
+// userlist.txt, in PgBouncer's own dialect and with the defaults of PgBouncer
+// 1.25, so that a file moves over as it is.
+//
+// It is stricter than PgBouncer in three ways. A key that does not exist is
+// refused with the name that was probably meant. A key that exists and that we
+// do not honour is refused as well, unless its value says what we do anyway. A
+// key that appears twice is refused instead of the last one winning.
+package bouncer
+
+import (
+	"fmt"
+	"time"
+)
+
+// AuthType is how clients prove who they are.
+type AuthType string
+
+// The authentication types that are supported.
+const (
+	AuthTrust AuthType = "trust"
+	AuthMD5   AuthType = "md5"
+	AuthSCRAM AuthType = "scram-sha-256"
+)
+
+// Config is a validated configuration. All durations are zero for "off" unless
+// said otherwise.
+type Config struct {
+	// ListenAddr are host names and IP addresses to listen on; "*" stands for
+	// all addresses of the host. Never empty.
+	ListenAddr    []string
+	ListenPort    int // 1 to 65535
+	ListenBacklog int // at least 1
+	ReusePort     bool
+
+	AuthType AuthType
+	AuthFile string
+	Users    []User // what AuthFile holds, in its order
+
+	DefaultPoolSize       int // servers per database and user, at least 1
+	MaxClientConn         int // at least 1
+	MaxPreparedStatements int // per server; 0 turns the tracking off
+
+	ServerConnectTimeout time.Duration // never 0
+	ServerLoginRetry     time.Duration // wait after a failed login
+	ServerLifetime       time.Duration // 0: a server is used once
+	ServerIdleTimeout    time.Duration
+	QueryWaitTimeout     time.Duration
+	ClientLoginTimeout   time.Duration
+	CancelWaitTimeout    time.Duration // never 0
+
+	IgnoreStartupParameters []string // names in lower case
+
+	LogConnections    bool
+	LogDisconnections bool
+	LogPoolerErrors   bool
+
+	Databases []Database // in the order of the file; at least one, or a Fallback
+	Fallback  *Database  // the entry "*": for every name not in Databases
+}
+
+// Database is an entry of [databases]: a name that clients ask for and the
+// server behind it.
+type Database struct {
+	Name     string // as clients call it; "*" for the fallback
+	Host     string // name, IP address, or directory of a unix socket, which begins with /
+	Port     int
+	DBName   string // as the server calls it; empty for what the client said
+	User     string // who logs in to the server; empty for the client's user
+	Password string // of User; only with User
+	PoolSize int    // the database's own or DefaultPoolSize
+}
+
+// User is a line of the user list.
+type User struct {
+	Name string
+	// Secret is a plain password, "md5" and 32 hex digits, or a verifier
+	// "SCRAM-SHA-256$…". It may be empty.
+	Secret string
+}
+
+// Error is what is wrong with a file.
+type Error struct {
+	File string
+	Line int // from 1; 0 when the fault is no single line's
+	Msg  string
+}
+
+// Error returns "file:line: what is wrong".
+func (e *Error) Error() string {
+	if e.Line == 0 {
+		return fmt.Sprintf("%s: %s", e.File, e.Msg)
+	}
+	return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Msg)
+}
+
+// Warning is something accepted that may not be what was meant.
+type Warning Error
+
+// String returns "file:line: what may be wrong".
+func (w Warning) String() string { return (*Error)(&w).Error() }
+
+// defaults returns the defaults of PgBouncer 1.25.
+func defaults() Config {
+	return Config{
+		ListenPort:            6432,
+		ListenBacklog:         128,
+		AuthType:              AuthMD5,
+		DefaultPoolSize:       20,
+		MaxClientConn:         100,
+		MaxPreparedStatements: 200,
+		ServerConnectTimeout:  15 * time.Second,
+		ServerLoginRetry:      15 * time.Second,
+		ServerLifetime:        time.Hour,
+		ServerIdleTimeout:     10 * time.Minute,
+		QueryWaitTimeout:      2 * time.Minute,
+		ClientLoginTimeout:    time.Minute,
+		CancelWaitTimeout:     10 * time.Second,
+		LogConnections:        true,
+		LogDisconnections:     true,
+		LogPoolerErrors:       true,
+	}
+}

@@ -1,0 +1,182 @@
+package bouncer
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// settings are the keys of [pgbouncer], all that PgBouncer 1.25 has
+// (bouncer_params in its main.c).
+var settings = map[string]rule[file]{
+	"listen_addr": supported(func(f *file, value string) error {
+		f.ListenAddr = parseList(value)
+		return nil
+	}),
+	"listen_port":             setInt(1, 65535, func(f *file) *int { return &f.ListenPort }),
+	"listen_backlog":          setInt(1, maxBacklog, func(f *file) *int { return &f.ListenBacklog }),
+	"so_reuseport":            setBool(func(f *file) *bool { return &f.ReusePort }),
+	"auth_type":               supported(func(f *file, v string) error { return setAuthType(&f.Config, v) }),
+	"auth_file":               setString(func(f *file) *string { return &f.AuthFile }),
+	"default_pool_size":       setInt(1, maxPool, func(f *file) *int { return &f.DefaultPoolSize }),
+	"max_client_conn":         setInt(1, maxClients, func(f *file) *int { return &f.MaxClientConn }),
+	"max_prepared_statements": setInt(0, maxStmts, func(f *file) *int { return &f.MaxPreparedStatements }),
+	"cancel_wait_timeout":     setPositive(func(f *file) *time.Duration { return &f.CancelWaitTimeout }),
+	"server_connect_timeout":  setPositive(func(f *file) *time.Duration { return &f.ServerConnectTimeout }),
+	"server_login_retry":      setTime(func(f *file) *time.Duration { return &f.ServerLoginRetry }),
+	"server_lifetime":         setTime(func(f *file) *time.Duration { return &f.ServerLifetime }),
+	"server_idle_timeout":     setTime(func(f *file) *time.Duration { return &f.ServerIdleTimeout }),
+	"query_wait_timeout":      setTime(func(f *file) *time.Duration { return &f.QueryWaitTimeout }),
+	"client_login_timeout":    setTime(func(f *file) *time.Duration { return &f.ClientLoginTimeout }),
+	"log_connections":         setBool(func(f *file) *bool { return &f.LogConnections }),
+	"log_disconnections":      setBool(func(f *file) *bool { return &f.LogDisconnections }),
+	"log_pooler_errors":       setBool(func(f *file) *bool { return &f.LogPoolerErrors }),
+	"ignore_startup_parameters": supported(func(f *file, value string) error {
+		f.IgnoreStartupParameters = parseList(strings.ToLower(value))
+		return nil
+	}),
+	"pool_mode": supported(func(f *file, value string) error {
+		f.poolMode = true
+		return checkPoolMode(value)
+	}),
+
+	"admin_users":                 only[file](""),
+	"application_name_add_host":   off[file](),
+	"auth_dbname":                 only[file](""),
+	"auth_hba_file":               only[file](""),
+	"auth_ident_file":             only[file](""),
+	"auth_ldap_options":           only[file](""),
+	"auth_query":                  only[file](""),
+	"auth_user":                   only[file](""),
+	"autodb_idle_timeout":         {},
+	"client_idle_timeout":         off[file](),
+	"client_tls13_ciphers":        only[file](""),
+	"client_tls_ca_file":          only[file](""),
+	"client_tls_cert_file":        only[file](""),
+	"client_tls_ciphers":          only[file]("default"),
+	"client_tls_dheparams":        only[file]("auto"),
+	"client_tls_ecdhcurve":        only[file]("auto"),
+	"client_tls_key_file":         only[file](""),
+	"client_tls_protocols":        only[file]("secure"),
+	"client_tls_sslmode":          only[file]("disable"),
+	"conffile":                    {},
+	"disable_pqexec":              off[file](),
+	"dns_max_ttl":                 {},
+	"dns_nxdomain_ttl":            {},
+	"dns_zone_check_period":       off[file](),
+	"idle_transaction_timeout":    off[file](),
+	"job_name":                    {},
+	"log_stats":                   off[file](),
+	"logfile":                     only[file](""),
+	"login_notify_message":        only[file](""),
+	"max_db_client_connections":   off[file](),
+	"max_db_connections":          off[file](),
+	"max_packet_size":             only[file]("2147483647"),
+	"max_user_client_connections": off[file](),
+	"max_user_connections":        off[file](),
+	"min_pool_size":               off[file](),
+	"peer_id":                     off[file](),
+	"pidfile":                     only[file](""),
+	"pkt_buf":                     {},
+	"pool_idle_timeout":           off[file](),
+	"query_timeout":               off[file](),
+	"query_wait_notify":           off[file](),
+	"reserve_pool_size":           off[file](),
+	"reserve_pool_timeout":        moot[file](mootReserve),
+	"resolv_conf":                 only[file](""),
+	"sbuf_loopcnt":                {},
+	"scram_iterations":            only[file]("4096"),
+	"server_check_delay":          {},
+	"server_check_query":          only[file](""),
+	"server_fast_close":           off[file](),
+	"server_reset_query":          moot[file](mootSession),
+	"server_reset_query_always":   off[file](),
+	"server_round_robin":          off[file](),
+	"server_tls13_ciphers":        only[file](""),
+	"server_tls_ca_file":          only[file](""),
+	"server_tls_cert_file":        only[file](""),
+	"server_tls_ciphers":          only[file]("default"),
+	"server_tls_key_file":         only[file](""),
+	"server_tls_protocols":        only[file]("secure"),
+	"server_tls_sslmode":          only[file]("disable"),
+	"service_name":                {},
+	"stats_period":                {},
+	"stats_users":                 only[file](""),
+	"suspend_timeout":             {},
+	"syslog":                      off[file](),
+	"syslog_facility":             moot[file](mootSyslog),
+	"syslog_ident":                moot[file](mootSyslog),
+	"tcp_defer_accept":            off[file](),
+	"tcp_keepalive":               only[file]("1"),
+	"tcp_keepcnt":                 off[file](),
+	"tcp_keepidle":                off[file](),
+	"tcp_keepintvl":               off[file](),
+	"tcp_socket_buffer":           off[file](),
+	"tcp_user_timeout":            off[file](),
+	"track_extra_parameters":      only[file]("IntervalStyle"),
+	"transaction_timeout":         off[file](),
+	"unix_socket_dir":             only[file](""),
+	"unix_socket_group":           moot[file](mootUnix),
+	"unix_socket_mode":            moot[file](mootUnix),
+	"user":                        only[file](""),
+	"verbose":                     off[file](),
+}
+
+// databaseKeys are the parameters in the value of an entry of [databases]
+// (parse_database in PgBouncer's loader.c).
+var databaseKeys = map[string]rule[Database]{
+	"host":      supported(setHost),
+	"port":      setInt(1, 65535, func(d *Database) *int { return &d.Port }),
+	"dbname":    setString(func(d *Database) *string { return &d.DBName }),
+	"user":      setString(func(d *Database) *string { return &d.User }),
+	"password":  setString(func(d *Database) *string { return &d.Password }),
+	"pool_size": setInt(1, maxPool, func(d *Database) *int { return &d.PoolSize }),
+	"pool_mode": supported(func(_ *Database, value string) error { return checkPoolMode(value) }),
+
+	"application_name":          {},
+	"auth_dbname":               {},
+	"auth_query":                {},
+	"auth_user":                 {},
+	"client_encoding":           {},
+	"connect_query":             {},
+	"datestyle":                 {},
+	"load_balance_hosts":        {},
+	"max_db_client_connections": off[Database](),
+	"max_db_connections":        off[Database](),
+	"min_pool_size":             off[Database](),
+	"query_wait_timeout":        {},
+	"reserve_pool":              off[Database](),
+	"reserve_pool_size":         off[Database](),
+	"server_lifetime":           {},
+	"timezone":                  {},
+}
+
+// setHost takes one host, or the directory of a server's unix socket.
+func setHost(d *Database, value string) error {
+	switch {
+	case strings.HasPrefix(value, "@"):
+		return fmt.Errorf("%q: abstract unix sockets are known to PgBouncer but not supported yet", value)
+	case strings.Contains(value, "/") && value[0] != '/':
+		return fmt.Errorf("%q is neither a host nor the absolute path of a directory", value)
+	case strings.Contains(value, ","):
+		return fmt.Errorf("%q: lists of hosts are known to PgBouncer but not supported yet", value)
+	}
+	d.Host = value
+	return nil
+}
+
+// userKeys are the parameters in the value of an entry of [users] (parse_user
+// in PgBouncer's loader.c). An entry may say that a user is like the others, no
+// more.
+var userKeys = map[string]rule[struct{}]{
+	"client_idle_timeout":         off[struct{}](),
+	"idle_transaction_timeout":    off[struct{}](),
+	"max_user_client_connections": off[struct{}](),
+	"max_user_connections":        off[struct{}](),
+	"pool_mode":                   supported(func(_ *struct{}, value string) error { return checkPoolMode(value) }),
+	"pool_size":                   {},
+	"query_timeout":               off[struct{}](),
+	"query_wait_timeout":          {},
+	"reserve_pool_size":           off[struct{}](),
+	"transaction_timeout":         off[struct{}](),
+}

@@ -1,0 +1,219 @@
+package bouncer
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+)
+
+// Load reads pgbouncer.ini and the user list that it names. Every fault of the
+// files is an *Error with file and line; nothing is returned then. A file that
+// cannot be read is the operating system's error, wrapped.
+func Load(path string) (Config, []Warning, error) {
+	f := newFile()
+	if err := parseINI(path, f); err != nil {
+		return Config{}, nil, err
+	}
+	if err := f.finish(path); err != nil {
+		return Config{}, nil, err
+	}
+	if f.AuthFile != "" {
+		users, err := LoadUsers(f.AuthFile)
+		if err != nil {
+			return Config{}, nil, err
+		}
+		f.Users = users
+		if err := f.checkUsers(); err != nil {
+			return Config{}, nil, err
+		}
+	}
+	return f.Config, f.warnings, nil
+}
+
+// file is a configuration in the making.
+type file struct {
+	Config
+	warnings []Warning
+	poolMode bool // pool_mode was given
+
+	current string           // section
+	first   map[entryID]line // where each key was given
+}
+
+// entryID names an entry of a file.
+type entryID struct{ section, key string }
+
+func newFile() *file {
+	return &file{Config: defaults(), first: make(map[entryID]line)}
+}
+
+// sections are all that PgBouncer has.
+var sections = []string{"databases", "peers", "pgbouncer", "users"}
+
+// section implements handler. A section may be opened again.
+func (f *file) section(at line, name string) error {
+	if !slices.Contains(sections, name) {
+		if known, ok := nearest(name, sections); ok {
+			return at.errorf("unknown section [%s]; did you mean [%s]?", name, known)
+		}
+		return at.errorf("unknown section [%s]", name)
+	}
+	f.current = name
+	return nil
+}
+
+// entry implements handler.
+func (f *file) entry(at line, key, value string) error {
+	if f.current == "" {
+		return at.errorf("key %q stands before any section", key)
+	}
+	id := entryID{f.current, key}
+	if prev, dup := f.first[id]; dup {
+		if prev.file == at.file {
+			return at.errorf("%q in [%s] is already in line %d", key, f.current, prev.no)
+		}
+		return at.errorf("%q in [%s] is already in %s:%d", key, f.current, prev.file, prev.no)
+	}
+	f.first[id] = at
+	switch f.current {
+	case "databases":
+		return f.database(at, key, value)
+	case "users":
+		return f.user(at, value)
+	case "peers":
+		return at.errorf("section [peers] is known to PgBouncer but not supported yet")
+	}
+	w, err := apply(at, "pgbouncer", settings, f, key, value)
+	if w != nil {
+		f.warnings = append(f.warnings, *w)
+	}
+	return err
+}
+
+// database parses an entry of [databases].
+func (f *file) database(at line, name, value string) error {
+	if name == "pgbouncer" {
+		return at.errorf("database name %q is reserved", name)
+	}
+	if len(name) > maxDBName {
+		return at.errorf("database name is longer than %d bytes", maxDBName)
+	}
+	pairs, err := parseConnstr(value)
+	if err != nil {
+		return at.errorf("database %q: %v", name, err)
+	}
+	d := Database{Name: name, Port: 5432}
+	if name != "*" {
+		d.DBName = name
+	}
+	if err := applyPairs(at, "databases", databaseKeys, &d, pairs); err != nil {
+		return err
+	}
+	switch {
+	case d.Host == "":
+		return at.errorf("database %q has no host", name)
+	case d.Password != "" && d.User == "":
+		return at.errorf("database %q has a password but no user", name)
+	}
+	if name == "*" {
+		f.Fallback = &d
+	} else {
+		f.Databases = append(f.Databases, d)
+	}
+	return nil
+}
+
+// maxDBName is the longest name of a database, NAMEDATALEN - 1 in PostgreSQL:
+// longer ones could never be asked for.
+const maxDBName = 63
+
+// user parses an entry of [users], which changes nothing.
+func (f *file) user(at line, value string) error {
+	pairs, err := parseConnstr(value)
+	if err != nil {
+		return at.errorf("%v", err)
+	}
+	return applyPairs(at, "users", userKeys, &struct{}{}, pairs)
+}
+
+// applyPairs applies a connection string, whose keys may appear once.
+func applyPairs[T any](at line, section string, rules map[string]rule[T], dst *T, pairs []pair) error {
+	seen := make(map[string]bool, len(pairs))
+	for _, p := range pairs {
+		if seen[p.key] {
+			return at.errorf("%s appears twice", p.key)
+		}
+		seen[p.key] = true
+		if _, err := apply(at, section, rules, dst, p.key, p.value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish checks what no single line can tell, and fills in what depends on
+// several.
+func (f *file) finish(path string) error {
+	whole := line{file: path}
+	at := func(key string) line {
+		if l, ok := f.first[entryID{"pgbouncer", key}]; ok {
+			return l
+		}
+		return whole
+	}
+	switch {
+	case len(f.ListenAddr) == 0:
+		return at("listen_addr").errorf("listen_addr names no address: unix sockets alone are known to PgBouncer but not supported yet")
+	case !f.poolMode:
+		return whole.errorf("pool_mode is not set, and session, its default in PgBouncer, is not supported yet: want pool_mode = transaction")
+	case len(f.Databases) == 0 && f.Fallback == nil:
+		return whole.errorf("section [databases] has no entry")
+	case f.AuthFile == "":
+		return whole.errorf("auth_file is not set: no client could log in")
+	case slices.Contains(f.ListenAddr, "*") && len(f.ListenAddr) > 1:
+		return at("listen_addr").errorf("listen_addr has * beside other addresses")
+	}
+	for i := range f.Databases {
+		f.poolSize(&f.Databases[i])
+	}
+	if f.Fallback != nil {
+		f.poolSize(f.Fallback)
+	}
+	return nil
+}
+
+func (f *file) poolSize(d *Database) {
+	if d.PoolSize == 0 {
+		d.PoolSize = f.DefaultPoolSize
+	}
+}
+
+// checkUsers looks at the user list in the light of the configuration.
+func (f *file) checkUsers() error {
+	if len(f.Users) == 0 {
+		return &Error{File: f.AuthFile, Msg: "has no user: no client could log in"}
+	}
+	warn := func(format string, args ...any) {
+		f.warnings = append(f.warnings, Warning{File: f.AuthFile, Msg: fmt.Sprintf(format, args...)})
+	}
+	info, err := os.Stat(f.AuthFile)
+	if err != nil {
+		return fmt.Errorf("failed to read configuration: %w", err)
+	}
+	if info.Mode().Perm()&0o004 != 0 {
+		warn("the secrets in it can be read by everyone on this host (mode %04o)", info.Mode().Perm())
+	}
+	if f.AuthType != AuthSCRAM {
+		return nil
+	}
+	for _, u := range f.Users {
+		switch {
+		case u.Secret == "":
+			warn("user %q has no password and cannot log in with scram-sha-256", u.Name)
+		case strings.HasPrefix(u.Secret, "md5") && len(u.Secret) == 35:
+			warn("user %q has an md5 secret and cannot log in with scram-sha-256", u.Name)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,208 @@
+package bouncer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestLoadGood(t *testing.T) {
+	if err := os.Chmod("testdata/good.txt", 0o644); err != nil {
+		t.Fatal(err)
+	}
+	got, warnings, err := Load("testdata/good.ini")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := strings.Repeat("A", 43) + "="
+	want := Config{
+		ListenAddr:              []string{"192.168.1.5", "::1"},
+		ListenPort:              6432,
+		ListenBacklog:           4096,
+		ReusePort:               true,
+		AuthType:                AuthSCRAM,
+		AuthFile:                "testdata/good.txt",
+		DefaultPoolSize:         70,
+		MaxClientConn:           4000,
+		MaxPreparedStatements:   500,
+		ServerConnectTimeout:    15 * time.Second,
+		ServerLoginRetry:        15 * time.Second,
+		ServerLifetime:          time.Hour,
+		ServerIdleTimeout:       90*time.Second + 500*time.Millisecond,
+		QueryWaitTimeout:        1500 * time.Millisecond,
+		ClientLoginTimeout:      time.Minute,
+		CancelWaitTimeout:       10 * time.Second,
+		IgnoreStartupParameters: []string{"extra_float_digits", "search_path"},
+		LogDisconnections:       true,
+		LogPoolerErrors:         true,
+		Users: []User{
+			{"app", `plain "quoted" password`},
+			{"old", "md5e4f0b1c5d1c0a1d1f1f1b1c5d1c0a1d1"},
+			{"new", "SCRAM-SHA-256$4096:AAAAAAAAAAAAAAAAAAAAAA==$" + key + ":" + key},
+			{"nobody", ""},
+		},
+		Databases: []Database{
+			{Name: "app", Host: "192.168.1.6", Port: 5432, DBName: "production", PoolSize: 70},
+			{Name: "two words", Host: "db.example.net", Port: 5432, DBName: "two words", User: "forced", Password: "it's = secret", PoolSize: 5},
+			{Name: "reports", Host: "/run/postgresql", Port: 5432, DBName: "reports", PoolSize: 70},
+		},
+		Fallback: &Database{Name: "*", Host: "192.168.1.6", Port: 5432, PoolSize: 70},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("configuration (-want +got):\n%s", diff)
+	}
+	var texts []string
+	for _, w := range warnings {
+		texts = append(texts, w.String())
+	}
+	wantTexts := []string{
+		"testdata/good.ini:31: server_reset_query has no effect: server_reset_query is for session pooling, it does not run in transaction pooling",
+		"testdata/good.txt: the secrets in it can be read by everyone on this host (mode 0644)",
+		`testdata/good.txt: user "old" has an md5 secret and cannot log in with scram-sha-256`,
+		`testdata/good.txt: user "nobody" has no password and cannot log in with scram-sha-256`,
+	}
+	if diff := cmp.Diff(wantTexts, texts); diff != "" {
+		t.Errorf("warnings (-want +got):\n%s", diff)
+	}
+}
+
+// TestLoadDefaults holds the defaults against those of PgBouncer 1.25.
+func TestLoadDefaults(t *testing.T) {
+	dir := t.TempDir()
+	users := filepath.Join(dir, "users.txt")
+	write(t, users, `"a" "b"`)
+	ini := filepath.Join(dir, "pgbouncer.ini")
+	write(t, ini, "[databases]\nd=host=h\n[pgbouncer]\nlisten_addr=*\npool_mode=transaction\nauth_file="+users)
+	got, warnings, err := Load(ini)
+	if err != nil || len(warnings) != 0 {
+		t.Fatal(err, warnings)
+	}
+	want := Config{
+		ListenAddr: []string{"*"}, ListenPort: 6432, ListenBacklog: 128,
+		AuthType: AuthMD5, AuthFile: users, Users: []User{{"a", "b"}},
+		DefaultPoolSize: 20, MaxClientConn: 100, MaxPreparedStatements: 200,
+		ServerConnectTimeout: 15 * time.Second, ServerLoginRetry: 15 * time.Second,
+		ServerLifetime: 3600 * time.Second, ServerIdleTimeout: 600 * time.Second,
+		QueryWaitTimeout: 120 * time.Second, ClientLoginTimeout: 60 * time.Second,
+		CancelWaitTimeout: 10 * time.Second,
+		LogConnections:    true, LogDisconnections: true, LogPoolerErrors: true,
+		Databases: []Database{{Name: "d", Host: "h", Port: 5432, DBName: "d", PoolSize: 20}},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestLoadBad loads each file of testdata/bad: its first line has the error.
+func TestLoadBad(t *testing.T) {
+	t.Chdir("testdata/bad")
+	files, err := filepath.Glob("*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tested := 0
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, _, _ := strings.Cut(string(data), "\n")
+		want, ok := strings.CutPrefix(first, "; want: ")
+		if !ok {
+			continue // included, or named, by another
+		}
+		tested++
+		t.Run(f, func(t *testing.T) {
+			ini := f
+			if filepath.Ext(f) == ".txt" {
+				ini = filepath.Join(t.TempDir(), "pgbouncer.ini")
+				write(t, ini, "[databases]\nd=host=h\n[pgbouncer]\nlisten_addr=*\npool_mode=transaction\nauth_file="+f)
+			}
+			cfg, warnings, err := Load(ini)
+			if err == nil {
+				t.Fatalf("accepted, want %q", want)
+			}
+			if err.Error() != want {
+				t.Errorf("got  %s\nwant %s", err, want)
+			}
+			if !cmp.Equal(cfg, Config{}) || warnings != nil {
+				t.Error("something was returned beside the error")
+			}
+			_, ours := errors.AsType[*Error](err)
+			if !ours && !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("error is a %T", err)
+			}
+		})
+	}
+	if tested < 70 {
+		t.Errorf("only %d fixtures found", tested)
+	}
+}
+
+func TestLoadMissing(t *testing.T) {
+	if _, _, err := Load(filepath.Join(t.TempDir(), "none.ini")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v, want a wrapped os.ErrNotExist", err)
+	}
+}
+
+func TestLoadHuge(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "huge.ini")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(maxFileSize + 1); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = Load(path)
+	if want := path + ": is larger than 8 MiB"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+func TestIncludeDepth(t *testing.T) {
+	dir := t.TempDir()
+	name := func(i int) string { return filepath.Join(dir, fmt.Sprintf("%d.ini", i)) }
+	for i := range 12 {
+		write(t, name(i), "%include "+name(i+1)+"\n")
+	}
+	_, _, err := Load(name(0))
+	if want := name(10) + ":1: %include is nested more than 10 deep"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+// TestKeysComplete holds the tables against the lists of PgBouncer 1.25's
+// main.c and loader.c: a key we forgot would be called unknown.
+func TestKeysComplete(t *testing.T) {
+	for file, keys := range map[string][]string{
+		"settings.keys":  keysOf(settings),
+		"databases.keys": keysOf(databaseKeys),
+		"users.keys":     keysOf(userKeys),
+	} {
+		data, err := os.ReadFile(filepath.Join("testdata", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := strings.Fields(string(data))
+		slices.Sort(want)
+		if diff := cmp.Diff(want, keys); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", file, diff)
+		}
+	}
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,153 @@
+package bouncer
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// rule is what becomes of a key that PgBouncer knows. The zero rule refuses it.
+type rule[T any] struct {
+	// set takes the value over; nil when the key is not supported.
+	set func(dst *T, value string) error
+	// only lists the values that are accepted of a key that is not supported,
+	// because they say what we do anyway.
+	only []string
+	// moot says why a key has no effect; any value is accepted, with a
+	// warning.
+	moot string
+}
+
+// The rules that recur.
+const (
+	mootSession = "server_reset_query is for session pooling, it does not run in transaction pooling"
+	mootUnix    = "there is no unix socket to listen on"
+	mootSyslog  = "logging to syslog is off"
+	mootReserve = "there is no reserve pool"
+)
+
+func supported[T any](set func(dst *T, value string) error) rule[T] { return rule[T]{set: set} }
+
+func only[T any](values ...string) rule[T] { return rule[T]{only: values} }
+
+func moot[T any](why string) rule[T] { return rule[T]{moot: why} }
+
+// A timeout, limit or switch whose value 0 turns it off.
+func off[T any]() rule[T] { return only[T]("0") }
+
+// apply holds a key against the rules of its section and takes its value over.
+func apply[T any](at line, section string, rules map[string]rule[T], dst *T, key, value string) (*Warning, error) {
+	r, known := rules[key]
+	switch {
+	case !known:
+		if name, ok := nearest(key, keysOf(rules)); ok {
+			return nil, at.errorf("unknown key %q in [%s]; did you mean %q?", key, section, name)
+		}
+		return nil, at.errorf("unknown key %q in [%s]", key, section)
+	case r.set != nil:
+		if err := r.set(dst, value); err != nil {
+			return nil, at.errorf("%s: %v", key, err)
+		}
+		return nil, nil
+	case r.moot != "":
+		w := Warning(*at.errorf("%s has no effect: %s", key, r.moot))
+		return &w, nil
+	case slices.ContainsFunc(r.only, func(s string) bool { return strings.EqualFold(s, value) }):
+		return nil, nil
+	case len(r.only) == 1:
+		return nil, at.errorf("key %q in [%s] is known to PgBouncer but not supported yet, except with the value %q", key, section, r.only[0])
+	}
+	return nil, at.errorf("key %q in [%s] is known to PgBouncer but not supported yet", key, section)
+}
+
+func keysOf[T any](rules map[string]rule[T]) []string {
+	keys := make([]string, 0, len(rules))
+	for k := range rules {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys) // so that a tie always has the same winner
+	return keys
+}
+
+// Bounds of the numbers. PostgreSQL itself ends at 262143 connections
+// (MAX_BACKENDS); a client costs a file descriptor.
+const (
+	maxPool    = 262143
+	maxClients = 1 << 20
+	maxStmts   = 1 << 20
+	maxBacklog = 65535
+)
+
+// Setters for the common types; field tells where the value goes.
+func setInt[T any](low, high int, field func(*T) *int) rule[T] {
+	return supported(func(dst *T, value string) error {
+		n, err := parseInt(value, low, high)
+		*field(dst) = n
+		return err
+	})
+}
+
+func setTime[T any](field func(*T) *time.Duration) rule[T] {
+	return supported(func(dst *T, value string) error {
+		d, err := parseTime(value)
+		*field(dst) = d
+		return err
+	})
+}
+
+// setPositive is for timeouts that cannot be turned off: without them a dead
+// host would hold its connections for ever.
+func setPositive[T any](field func(*T) *time.Duration) rule[T] {
+	return supported(func(dst *T, value string) error {
+		d, err := parseTime(value)
+		if err == nil && d == 0 {
+			err = fmt.Errorf("%q must be more than zero", value)
+		}
+		*field(dst) = d
+		return err
+	})
+}
+
+func setBool[T any](field func(*T) *bool) rule[T] {
+	return supported(func(dst *T, value string) error {
+		b, err := parseBool(value)
+		*field(dst) = b
+		return err
+	})
+}
+
+func setString[T any](field func(*T) *string) rule[T] {
+	return supported(func(dst *T, value string) error {
+		if value == "" {
+			return fmt.Errorf("value is empty")
+		}
+		*field(dst) = value
+		return nil
+	})
+}
+
+// setAuthType tells apart what PgBouncer has and we have not from what nobody
+// has.
+func setAuthType(c *Config, value string) error {
+	v := strings.ToLower(value)
+	switch v {
+	case string(AuthTrust), string(AuthMD5), string(AuthSCRAM):
+		c.AuthType = AuthType(v)
+		return nil
+	case "any", "plain", "cert", "hba", "ldap", "pam":
+		return fmt.Errorf("%q is known to PgBouncer but not supported yet: want scram-sha-256, md5 or trust", value)
+	}
+	return fmt.Errorf("%q is not one of scram-sha-256, md5 and trust", value)
+}
+
+// checkPoolMode accepts transaction pooling alone.
+func checkPoolMode(value string) error {
+	switch strings.ToLower(value) {
+	case "transaction":
+		return nil
+	case "session", "statement":
+		return fmt.Errorf("%q is known to PgBouncer but not supported yet: want transaction", value)
+	}
+	return fmt.Errorf("%q is not transaction", value)
+}

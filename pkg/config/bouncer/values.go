@@ -1,0 +1,113 @@
+package bouncer
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// units are the suffixes of a time, longest first where one ends in another.
+var units = []struct {
+	suffix string
+	unit   time.Duration
+}{
+	{"us", time.Microsecond},
+	{"ms", time.Millisecond},
+	{"min", time.Minute},
+	{"s", time.Second},
+	{"m", time.Minute},
+	{"h", time.Hour},
+	{"d", 24 * time.Hour},
+}
+
+// maxTime is the longest time accepted, ten years: what exceeds it is a slip,
+// and what exceeds 292 years has no time.Duration.
+const maxTime = 10 * 365 * 24 * time.Hour
+
+// parseTime reads a number of seconds, which may have a fraction, or a number
+// with one of the units.
+func parseTime(s string) (time.Duration, error) {
+	number, unit := s, time.Second
+	for _, u := range units {
+		if n, ok := strings.CutSuffix(s, u.suffix); ok {
+			number, unit = strings.TrimRight(n, " \t"), u.unit
+			break
+		}
+	}
+	// ParseFloat also knows hexadecimal, infinities and underscores.
+	v, err := strconv.ParseFloat(number, 64)
+	if err != nil || strings.Trim(number, "0123456789.") != "" || v*float64(unit) > float64(maxTime) {
+		return 0, fmt.Errorf("%q is no time: want seconds, or a number with us, ms, s, m, h or d, up to ten years", s)
+	}
+	return time.Duration(math.Round(v * float64(unit))), nil
+}
+
+// parseInt reads a decimal number within bounds.
+func parseInt(s string, low, high int) (int, error) {
+	n, err := strconv.Atoi(s)
+	// A leading zero would mean octal to PgBouncer.
+	if err != nil || n < low || n > high || s != strconv.Itoa(n) {
+		return 0, fmt.Errorf("%q is not a number between %d and %d", s, low, high)
+	}
+	return n, nil
+}
+
+// parseBool reads PgBouncer's 0 and 1.
+func parseBool(s string) (bool, error) {
+	switch s {
+	case "0":
+		return false, nil
+	case "1":
+		return true, nil
+	}
+	return false, fmt.Errorf("%q is neither 0 nor 1", s)
+}
+
+// parseList splits at commas; blank elements are dropped.
+func parseList(s string) []string {
+	var list []string
+	for e := range strings.SplitSeq(s, ",") {
+		if e = strings.TrimSpace(e); e != "" {
+			list = append(list, e)
+		}
+	}
+	return list
+}
+
+// nearest returns the known name that differs least from s, unless it differs
+// in more than a third of its letters.
+func nearest(s string, known []string) (name string, ok bool) {
+	best := len(s)/3 + 1
+	for _, k := range known {
+		if d := distance(s, k, best); d <= best && (d < best || !ok) {
+			name, ok, best = k, true, d
+		}
+	}
+	return name, ok
+}
+
+// distance counts the insertions, deletions and replacements that turn a into
+// b; above limit it may return anything that is above too.
+func distance(a, b string, limit int) int {
+	if len(a)-len(b) > limit || len(b)-len(a) > limit {
+		return limit + 1
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], cost
+		}
+	}
+	return row[len(b)]
+}
