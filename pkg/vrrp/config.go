@@ -1,0 +1,144 @@
+package vrrp
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Defaults of a Config.
+const (
+	// DefaultPriority is that of RFC 9568 section 5.2.4.
+	DefaultPriority = 100
+	// DefaultAdvertInterval makes a take-over last 0.36 s (measured: 0.35 to
+	// 0.39 s); the protocol's own default of one second makes it 3.6 s.
+	DefaultAdvertInterval = 100 * time.Millisecond
+)
+
+// Config describes one virtual router on one interface of this node.
+type Config struct {
+	Name      string // for logs and snapshots
+	Interface string // must exist when Open is called
+	VRID      uint8  // 1 to 255, the same on all nodes
+	// Priority is 1 to 254, higher is better; 255 is for the node whose own
+	// address is the virtual one. 0 means DefaultPriority.
+	Priority uint8
+	// AdvertInterval is 10 ms to 40.95 s in steps of 10 ms. 0 means
+	// DefaultAdvertInterval.
+	AdvertInterval time.Duration
+	// Preempt has a better node take the role from a worse active one.
+	Preempt bool
+	// Addresses are the virtual addresses, IPv4, 1 to 255 of them. They are put
+	// on the interface with this prefix length, but never bring a route.
+	Addresses []netip.Prefix
+	// Source is this node's own address on the interface, IPv4. The zero value
+	// means the first address of the interface that is not in Addresses.
+	Source netip.Addr
+	// Peers are the other nodes' sources; others are not listened to. Without
+	// any the advertisements are multicast to 224.0.0.18.
+	Peers []netip.Addr
+	// ChecksumPseudoHeader sends ChecksumPseudo instead of ChecksumMessage;
+	// both are accepted. keepalived as a peer needs it: 2.2.7 refuses the other
+	// form and would become active beside us (measured).
+	ChecksumPseudoHeader bool
+	// Log is where the router logs to. Required.
+	Log *slog.Logger
+	// Fence is told about the lease. nil: there is no fence.
+	Fence Fence
+	// OnTransition is called after each change of state, in order, on the
+	// goroutine that sends the advertisements: it must return in far less than
+	// an advertisement interval. May be nil.
+	OnTransition func(Transition)
+}
+
+// Fence keeps this node silent about the virtual addresses, in the kernel and
+// without this process's help, whenever it holds no lease.
+//
+// Both methods are called on the goroutine that sends the advertisements and
+// must not wait. Renewals of a lease that has run out begin it again.
+type Fence interface {
+	// Renew makes the lease end d after now, whatever it was before. An error
+	// makes the router resign: it would be active without being heard.
+	Renew(d time.Duration) error
+	// Revoke ends the lease at once.
+	Revoke() error
+}
+
+// Transition is a change of state.
+type Transition struct {
+	Router   string    `json:"router"`
+	From     State     `json:"from"`
+	To       State     `json:"to"`
+	Reason   string    `json:"reason"` // one line
+	At       time.Time `json:"at"`
+	Priority uint8     `json:"priority"` // this node's
+}
+
+// withDefaults checks what can be checked without looking at the interface.
+func (c Config) withDefaults() (Config, error) {
+	if c.Priority == 0 {
+		c.Priority = DefaultPriority
+	}
+	if c.AdvertInterval == 0 {
+		c.AdvertInterval = DefaultAdvertInterval
+	}
+	c.Addresses, c.Peers = slices.Clone(c.Addresses), slices.Clone(c.Peers)
+	const centisecond = 10 * time.Millisecond
+	switch {
+	case c.Log == nil:
+		return c, errors.New("a logger is required")
+	case c.Interface == "":
+		return c, errors.New("an interface is required")
+	case c.VRID == 0:
+		return c, errors.New("virtual router id 0 is reserved, use 1 to 255")
+	case c.AdvertInterval < centisecond || c.AdvertInterval > maxIntervalCentiseconds*centisecond || c.AdvertInterval%centisecond != 0:
+		return c, fmt.Errorf("advertisement interval %v: it must be a multiple of 10ms from 10ms to 40.95s", c.AdvertInterval)
+	case len(c.Addresses) == 0 || len(c.Addresses) > 255:
+		return c, fmt.Errorf("%d virtual addresses: a virtual router has 1 to 255", len(c.Addresses))
+	case c.Source.IsValid() && !usable(c.Source):
+		return c, fmt.Errorf("source %v is not an IPv4 unicast address", c.Source)
+	}
+	for i, p := range c.Addresses {
+		switch {
+		case !p.IsValid() || !usable(p.Addr()):
+			return c, fmt.Errorf("virtual address %v is not an IPv4 unicast address with a prefix length", p)
+		case p.Addr() == c.Source:
+			return c, fmt.Errorf("virtual address %v is the source address too", p.Addr())
+		case slices.ContainsFunc(c.Addresses[:i], func(q netip.Prefix) bool { return q.Addr() == p.Addr() }):
+			return c, fmt.Errorf("virtual address %v is given twice", p.Addr())
+		}
+	}
+	for i, p := range c.Peers {
+		switch {
+		case !usable(p):
+			return c, fmt.Errorf("peer %v is not an IPv4 unicast address", p)
+		case p == c.Source:
+			return c, fmt.Errorf("peer %v is this node's own source address", p)
+		case c.virtual(p):
+			return c, fmt.Errorf("peer %v is a virtual address", p)
+		case slices.Contains(c.Peers[:i], p):
+			return c, fmt.Errorf("peer %v is given twice", p)
+		}
+	}
+	return c, nil
+}
+
+// virtual reports whether a is one of the virtual addresses.
+func (c *Config) virtual(a netip.Addr) bool {
+	return slices.ContainsFunc(c.Addresses, func(p netip.Prefix) bool { return p.Addr() == a })
+}
+
+// checksum returns the form that we send.
+func (c *Config) checksum() ChecksumForm {
+	if c.ChecksumPseudoHeader {
+		return ChecksumPseudo
+	}
+	return ChecksumMessage
+}
+
+func usable(a netip.Addr) bool {
+	return a.Is4() && !a.IsUnspecified() && !a.IsMulticast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+}

@@ -1,0 +1,131 @@
+package vrrp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+)
+
+// advertise sends one advertisement to every peer, or to the group.
+func (r *Router) advertise(priority uint8) []event {
+	began := r.now()
+	if priority != priorityResign && r.machine.expired(began) {
+		// Frozen since the machine decided: let it see that first.
+		return []event{{kind: evTimer}}
+	}
+	c := &r.config
+	a := Advertisement{VRID: c.VRID, Priority: priority, Interval: c.AdvertInterval}
+	for _, p := range c.Addresses {
+		a.Addresses = append(a.Addresses, p.Addr())
+	}
+	form, targets := c.checksum(), c.Peers
+	if len(targets) == 0 {
+		targets = []netip.Addr{groupV4}
+	}
+	var errs []error
+	for _, dst := range targets {
+		if err := r.net.send(a.Append(nil, form, c.Source, dst), dst); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	r.mu.Lock()
+	r.state.Sent += uint64(len(targets) - len(errs))
+	r.state.SendErrors += uint64(len(errs))
+	if priority == priorityResign {
+		r.state.SentResign++
+	}
+	r.mu.Unlock()
+	if len(errs) > 0 {
+		if n, ok := r.muteSend.allow(began); ok {
+			r.log.Warn("failed to send an advertisement", "error", errors.Join(errs...), "suppressed", n)
+		}
+	}
+	if priority == priorityResign {
+		return nil
+	}
+	// One peer out of reach (no route, a filter) must not stop us from serving
+	// with the others; none reached means that we are the one cut off.
+	return []event{{kind: evSent, began: began, ok: len(errs) < len(targets)}}
+}
+
+// receive handles everything that has arrived.
+func (r *Router) receive() error {
+	packets, dropped, err := r.net.take()
+	if err != nil {
+		return fmt.Errorf("receiving advertisements: %w", err)
+	}
+	if dropped > 0 {
+		r.refuse(RefusedOverflow, datagram{}, dropped)
+	}
+	for _, packet := range packets {
+		a, d, form, err := r.filter.accept(packet)
+		var reason Refusal
+		if errors.As(err, &reason) {
+			r.refuse(reason, d, 1)
+			continue
+		}
+		r.accept(a, d.src, form)
+		r.step(event{kind: evAdvert, advert: a, from: d.src})
+	}
+	return nil
+}
+
+// accept records a valid advertisement, and says what is odd about it.
+func (r *Router) accept(a Advertisement, from netip.Addr, form ChecksumForm) {
+	now := r.now()
+	sameInterval, sameAddresses := a.Interval == r.config.AdvertInterval, len(a.Addresses) == len(r.config.Addresses)
+	for _, addr := range a.Addresses {
+		sameAddresses = sameAddresses && r.config.virtual(addr)
+	}
+	r.mu.Lock()
+	s := &r.state
+	s.Received++
+	if a.Priority == priorityResign {
+		s.ReceivedResign++
+	}
+	if !sameInterval {
+		s.IntervalMismatches++
+	}
+	if !sameAddresses {
+		s.AddressMismatches++
+	}
+	s.Peer = Peer{Address: from, Priority: a.Priority, AdvertInterval: a.Interval, Checksum: form}
+	r.seen = now
+	r.mu.Unlock()
+	if form != r.config.checksum() {
+		if n, ok := r.muteChecksum.allow(now); ok {
+			r.log.Warn("a peer uses another form of checksum than ours, which it may refuse", "peer", from,
+				"form", form, "ours", r.config.checksum(), "suppressed", n)
+		}
+	}
+	if !sameInterval {
+		// Version 3 backups follow the active router's interval, so it works.
+		if n, ok := r.muteInterval.allow(now); ok {
+			r.log.Warn("a peer advertises another interval than ours", "peer", from,
+				"interval", a.Interval, "ours", r.config.AdvertInterval, "suppressed", n)
+		}
+	}
+	if !sameAddresses {
+		if n, ok := r.muteAddress.allow(now); ok {
+			r.log.Warn("a peer advertises other addresses than ours", "peer", from,
+				"addresses", a.Addresses, "ours", r.config.Addresses, "suppressed", n)
+		}
+	}
+}
+
+// refuse counts packets that were not acted upon.
+func (r *Router) refuse(reason Refusal, d datagram, count int) {
+	r.mu.Lock()
+	r.state.refused[reason] += uint64(count)
+	r.mu.Unlock()
+	level := slog.LevelWarn
+	if reason == RefusedVRID {
+		level = slog.LevelDebug // a neighbour's virtual router is no trouble
+	}
+	if n, ok := r.mute[reason].allow(r.now()); ok {
+		r.log.Log(context.Background(), level, "refused an advertisement", "reason", reason.String(),
+			"source", d.src, "destination", d.dst, "ttl", d.ttl, "suppressed", n)
+	}
+}

@@ -1,0 +1,219 @@
+package vrrp
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// transport carries VRRP messages; conn is the one for the network.
+type transport interface {
+	send(payload []byte, dst netip.Addr) error
+	ready() <-chan struct{}
+	take() (packets [][]byte, dropped int, err error)
+	serve(ctx context.Context) error
+}
+
+// Router is one virtual router on this node.
+type Router struct {
+	config  Config
+	log     *slog.Logger
+	machine *machine // Run's goroutine only
+	filter  filter
+	now     clock
+	net     transport
+	owner   *owner
+	faults  chan string
+	lease   atomic.Int64 // end of the lease on the clock now; 0: none
+	closers []func() error
+	watch   func(context.Context, chan<- struct{}) error // nil: nobody tells of changes
+
+	mute         [numRefusals]limiter // Run's goroutine only, as the next four
+	muteSend     limiter
+	muteInterval limiter
+	muteAddress  limiter
+	muteChecksum limiter
+
+	mu    sync.Mutex
+	state Snapshot // what Snapshot returns, but for the owner's counters
+	seen  time.Duration
+}
+
+// newRouter puts the parts together.
+func newRouter(c Config, t transport, book addressBook, h herald, now clock) *Router {
+	log := c.Log.With("router", c.Name)
+	r := &Router{
+		config: c, log: log, now: now, net: t,
+		machine: newMachine(params{priority: c.Priority, interval: c.AdvertInterval, preempt: c.Preempt, source: c.Source}),
+		filter:  filter{vrid: c.VRID, source: c.Source, peers: c.Peers},
+		faults:  make(chan string, 1),
+	}
+	r.owner = &owner{
+		addresses: c.Addresses, book: book, herald: h, now: now, log: log,
+		leased: r.leased, faults: r.faults,
+		changed: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+	}
+	r.state = Snapshot{
+		Name: c.Name, Interface: c.Interface, VRID: c.VRID, Priority: c.Priority, Preempt: c.Preempt,
+		Addresses: slices.Clone(c.Addresses), Source: c.Source, Peers: slices.Clone(c.Peers),
+		AdvertInterval: c.AdvertInterval, Since: time.Now(),
+	}
+	return r
+}
+
+// leased reports whether the lease still runs.
+func (r *Router) leased() bool { return int64(r.now()) < r.lease.Load() }
+
+// Run takes part in the election until ctx is cancelled, then resigns, takes
+// the addresses off the interface, and returns nil. It returns an error when it
+// can no longer receive; it has resigned then too. Run may be called once.
+func (r *Router) Run(ctx context.Context) error {
+	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	parts := []func() error{
+		func() error { return r.net.serve(inner) },
+		func() error { return r.owner.run(inner) },
+	}
+	if r.watch != nil {
+		parts = append(parts, func() error {
+			if err := r.watch(inner, r.owner.changed); err != nil {
+				// The owner looks by itself every second.
+				r.log.Warn("address changes are noticed later from now on", "error", err)
+			}
+			return nil
+		})
+	}
+	failed := make(chan error, len(parts))
+	var running sync.WaitGroup
+	for _, part := range parts {
+		running.Go(func() {
+			if err := part(); err != nil {
+				failed <- err
+			}
+		})
+	}
+
+	r.step(event{kind: evStart})
+	err := r.loop(ctx, failed)
+	reason := "shutting down"
+	if err != nil {
+		reason = err.Error()
+	}
+	r.step(event{kind: evStop, reason: reason})
+	cancel()
+	running.Wait()
+	return err
+}
+
+// loop serves events until ctx is cancelled or something fails.
+func (r *Router) loop(ctx context.Context, failed <-chan error) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		if at, ok := r.machine.deadline(); ok {
+			timer.Reset(max(0, at-r.now()))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-failed:
+			return err
+		case reason := <-r.faults:
+			r.step(event{kind: evFault, reason: reason})
+		case <-r.net.ready():
+			if err := r.receive(); err != nil {
+				return err
+			}
+		case <-timer.C:
+			// What the active router sent while we slept must be heard before
+			// its silence is judged.
+			if err := r.receive(); err != nil {
+				return err
+			}
+			r.step(event{kind: evTimer})
+		}
+	}
+}
+
+// step feeds the machine and carries out its actions, and those that follow
+// from them.
+func (r *Router) step(e event) {
+	actions := slices.Clone(r.machine.step(e, r.now()))
+	for len(actions) > 0 {
+		a := actions[0]
+		actions = actions[1:]
+		for _, follow := range r.perform(a) {
+			actions = append(actions, r.machine.step(follow, r.now())...)
+		}
+	}
+}
+
+// perform carries out one action and returns the events that come of it.
+func (r *Router) perform(a action) []event {
+	switch a.kind {
+	case actSend:
+		return r.advertise(a.priority)
+	case actRenew:
+		return r.renew(a.until)
+	case actRevoke:
+		r.lease.Store(0)
+		if r.config.Fence != nil {
+			if err := r.config.Fence.Revoke(); err != nil {
+				// It runs out by itself, at the latest after three intervals.
+				r.log.Error("failed to revoke the lease", "error", err)
+			}
+		}
+	case actOwn:
+		r.owner.own()
+	case actDisown:
+		r.owner.disown()
+	case actAnnounce:
+		r.owner.again()
+	case actTransition:
+		r.transition(a)
+	}
+	return nil
+}
+
+// renew extends the lease. The fence counts from when it is asked, so a freeze
+// on the way to it would make the lease end late: that is seen afterwards.
+func (r *Router) renew(until time.Duration) []event {
+	left := until - r.now()
+	if left <= 0 {
+		return []event{{kind: evTimer}}
+	}
+	if r.config.Fence != nil {
+		if err := r.config.Fence.Renew(left); err != nil {
+			return []event{{kind: evFault, reason: fmt.Sprintf("failed to renew the lease: %v", err)}}
+		}
+	}
+	if r.now() >= until {
+		return append(r.perform(action{kind: actRevoke}), event{kind: evTimer})
+	}
+	r.lease.Store(int64(until))
+	return nil
+}
+
+// transition makes a change of state known.
+func (r *Router) transition(a action) {
+	t := Transition{
+		Router: r.config.Name, From: a.from, To: a.to, Reason: a.reason,
+		At: time.Now(), Priority: r.config.Priority,
+	}
+	r.mu.Lock()
+	r.state.State, r.state.Since, r.state.Reason = t.To, t.At, t.Reason
+	r.state.Transitions++
+	if t.To == Active {
+		r.state.BecameActive++
+	}
+	r.mu.Unlock()
+	r.log.Info("virtual router changed state", "from", t.From, "to", t.To, "reason", t.Reason)
+	if r.config.OnTransition != nil {
+		r.config.OnTransition(t)
+	}
+}

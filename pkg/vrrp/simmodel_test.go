@@ -1,0 +1,319 @@
+package vrrp
+
+import (
+	"container/heap"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The simulation runs two machines against each other on a simulated network
+// in simulated time, with every action of a driver as a step of its own, so
+// that a node can freeze between any two of them.
+
+const simNodes = 2
+
+// simNet says what the network and the operating system do to the nodes.
+type simNet struct {
+	loss       float64           // of each packet
+	maxLatency time.Duration     // of a packet
+	maxLate    time.Duration     // of a timer
+	lossOf     [simNodes]float64 // of each packet that the node sends, besides
+	cut        [simNodes]bool
+}
+
+type simEvent struct {
+	at  time.Duration
+	seq int
+	run func()
+}
+
+type simQueue []simEvent
+
+func (q simQueue) Len() int { return len(q) }
+func (q simQueue) Less(i, j int) bool {
+	if q[i].at != q[j].at {
+		return q[i].at < q[j].at
+	}
+	return q[i].seq < q[j].seq
+}
+func (q simQueue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
+func (q *simQueue) Push(x any)   { *q = append(*q, x.(simEvent)) }
+func (q *simQueue) Pop() any {
+	old := *q
+	e := old[len(old)-1]
+	*q = old[:len(old)-1]
+	return e
+}
+
+type sim struct {
+	rng     *rand.Rand
+	net     simNet
+	now     time.Duration
+	seq     int
+	queue   simQueue
+	nodes   [simNodes]*simNode
+	trace   []string
+	overlap time.Duration // time in which both nodes held a lease
+	onDual  func(owner *simNode)
+}
+
+type simNode struct {
+	sim    *sim
+	id     int
+	params params
+	m      *machine
+	life   int           // raised by a kill: what an earlier life scheduled is void
+	alive  bool          // the process exists
+	wakes  time.Duration // frozen until then
+	deaf   bool          // the freeze loses what arrives (a paused virtual machine)
+	inbox  []event
+	todo   []action
+	midway bool // an action is under way
+	timer  int  // generation of the armed timer
+	lease  time.Duration
+	mishap float64 // chance to freeze at any step
+}
+
+func newSim(seed uint64, n simNet, preempt bool) *sim {
+	s := &sim{rng: rand.New(rand.NewPCG(seed, 51)), net: n}
+	for i := range s.nodes {
+		p := params{
+			priority: uint8(101 - i), interval: 100 * time.Millisecond, preempt: preempt,
+			source: netip.AddrFrom4([4]byte{192, 168, 1, byte(10 + i)}),
+		}
+		s.nodes[i] = &simNode{sim: s, id: i, params: p}
+	}
+	return s
+}
+
+func (s *sim) logf(format string, args ...any) {
+	s.trace = append(s.trace, fmt.Sprintf("%12v ", s.now)+fmt.Sprintf(format, args...))
+	if len(s.trace) > 60 {
+		s.trace = s.trace[1:]
+	}
+}
+
+func (s *sim) at(t time.Duration, run func()) {
+	s.seq++
+	heap.Push(&s.queue, simEvent{at: max(t, s.now), seq: s.seq, run: run})
+}
+
+func (s *sim) upTo(d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	return time.Duration(s.rng.Int64N(int64(d)))
+}
+
+func (s *sim) run(until time.Duration) {
+	for len(s.queue) > 0 && s.queue[0].at <= until {
+		e := heap.Pop(&s.queue).(simEvent)
+		if s.nodes[0].lease > s.now && s.nodes[1].lease > s.now {
+			s.overlap += min(s.nodes[0].lease, s.nodes[1].lease, e.at) - s.now
+		}
+		s.now = e.at
+		e.run()
+	}
+	s.now = until
+}
+
+// soon schedules a step of this life of the node; a frozen node takes it when
+// it wakes.
+func (n *simNode) soon(after time.Duration, run func()) {
+	life := n.life
+	var step func()
+	step = func() {
+		switch {
+		case n.life != life:
+		case n.sim.now < n.wakes:
+			n.sim.at(n.wakes, step)
+		default:
+			run()
+		}
+	}
+	n.sim.at(n.sim.now+after, step)
+}
+
+func (n *simNode) start() {
+	if n.paused(n.start) || n.alive {
+		return
+	}
+	n.life++
+	n.wakes = 0
+	n.alive, n.midway, n.todo, n.inbox = true, false, nil, nil
+	n.m = newMachine(n.params)
+	n.sim.logf("node %d starts", n.id)
+	n.step(event{kind: evStart})
+}
+
+// paused puts an order off until the machine runs again.
+func (n *simNode) paused(order func()) bool {
+	if n.sim.now < n.wakes && n.deaf {
+		n.sim.at(n.wakes, order)
+		return true
+	}
+	return false
+}
+
+// kill ends the process, a stopped one too; the lease stays with the kernel.
+func (n *simNode) kill() {
+	if n.paused(n.kill) {
+		return
+	}
+	n.life++
+	n.alive = false
+	n.sim.logf("node %d is killed", n.id)
+}
+
+// freeze stops a node. A stopped process loses nothing, its socket buffers; a
+// paused machine loses what comes when it is paused for long. (No protocol that
+// counts lost advertisements as silence can promise anything about a short
+// deafness right before the other node dies.)
+func (n *simNode) freeze(d time.Duration, deaf bool) {
+	deaf = deaf && d > 600*time.Millisecond
+	if n.sim.now >= n.wakes {
+		n.wakes, n.deaf = 0, false
+	}
+	n.wakes, n.deaf = max(n.wakes, n.sim.now+d), n.deaf || deaf
+	n.sim.logf("node %d freezes for %v (deaf %v)", n.id, d, deaf)
+}
+
+func (n *simNode) step(e event) {
+	n.todo = append(n.todo, n.m.step(e, n.sim.now)...)
+	n.proceed()
+}
+
+// proceed carries out the next action, or arms the timer when none is left.
+func (n *simNode) proceed() {
+	if n.midway {
+		return
+	}
+	if n.sim.rng.Float64() < n.mishap {
+		n.freeze(n.sim.upTo(2*time.Second), n.sim.rng.IntN(2) == 0)
+	}
+	if len(n.todo) == 0 {
+		n.arm()
+		return
+	}
+	a := n.todo[0]
+	n.todo = n.todo[1:]
+	n.midway = true
+	n.soon(n.sim.upTo(50*time.Microsecond), func() { n.perform(a) })
+}
+
+func (n *simNode) perform(a action) {
+	s := n.sim
+	switch a.kind {
+	case actRenew:
+		if a.until > s.now {
+			n.lease = a.until
+			if other := s.nodes[1-n.id]; other.lease > s.now && s.onDual != nil {
+				s.onDual(n)
+			}
+		}
+	case actRevoke:
+		n.lease = 0
+	case actTransition:
+		s.logf("node %d: %v -> %v: %s", n.id, a.from, a.to, a.reason)
+	case actSend:
+		if n.m.expired(s.now) {
+			n.midway = false
+			n.step(event{kind: evTimer})
+			return
+		}
+		began := s.now
+		if s.rng.Float64() < n.mishap {
+			n.freeze(s.upTo(2*time.Second), s.rng.IntN(2) == 0)
+		}
+		n.soon(s.upTo(20*time.Microsecond), func() {
+			n.transmit(a.priority)
+			if s.rng.Float64() < n.mishap {
+				n.freeze(s.upTo(2*time.Second), s.rng.IntN(2) == 0)
+			}
+			n.soon(s.upTo(20*time.Microsecond), func() {
+				n.midway = false
+				if a.priority == priorityResign {
+					n.proceed()
+					return
+				}
+				n.step(event{kind: evSent, began: began, ok: true})
+			})
+		})
+		return
+	}
+	n.midway = false
+	n.proceed()
+}
+
+func (n *simNode) transmit(priority uint8) {
+	s := n.sim
+	other := s.nodes[1-n.id]
+	if s.net.cut[n.id] || s.rng.Float64() < s.net.loss+s.net.lossOf[n.id] {
+		return
+	}
+	e := event{kind: evAdvert, from: n.params.source, advert: Advertisement{VRID: 51, Priority: priority, Interval: n.params.interval}}
+	s.at(s.now+20*time.Microsecond+s.upTo(s.net.maxLatency), func() { other.receive(e) })
+}
+
+func (n *simNode) receive(e event) {
+	if !n.alive || n.sim.now < n.wakes && n.deaf {
+		return
+	}
+	n.inbox = append(n.inbox, e)
+	n.soon(n.sim.upTo(50*time.Microsecond), n.drain)
+}
+
+// drain handles what the socket holds, as a driver does before its timers.
+func (n *simNode) drain() {
+	if n.midway {
+		return // looked at when the actions are through
+	}
+	for len(n.inbox) > 0 {
+		e := n.inbox[0]
+		n.inbox = n.inbox[1:]
+		n.todo = append(n.todo, n.m.step(e, n.sim.now)...)
+	}
+	n.proceed()
+}
+
+func (n *simNode) arm() {
+	if len(n.inbox) > 0 {
+		n.soon(0, n.drain)
+		return
+	}
+	at, ok := n.m.deadline()
+	if !ok {
+		return
+	}
+	n.timer++
+	generation := n.timer
+	n.soon(max(0, at-n.sim.now)+n.sim.upTo(n.sim.net.maxLate), func() {
+		if generation != n.timer || n.midway {
+			return
+		}
+		for len(n.inbox) > 0 {
+			e := n.inbox[0]
+			n.inbox = n.inbox[1:]
+			n.todo = append(n.todo, n.m.step(e, n.sim.now)...)
+		}
+		n.step(event{kind: evTimer})
+	})
+}
+
+// settled fails the test unless exactly one node is active and holds the lease.
+func (s *sim) settled(t *testing.T, what string) {
+	t.Helper()
+	owners := 0
+	for _, n := range s.nodes {
+		if n.alive && n.m.state == Active && n.lease > s.now {
+			owners++
+		}
+	}
+	if owners != 1 {
+		t.Fatalf("%s: %d nodes own the addresses, want 1\n%s", what, owners, strings.Join(s.trace, "\n"))
+	}
+}

@@ -1,0 +1,87 @@
+package vrrp
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Snapshot is the state of a virtual router at one moment. All counters count
+// from Open.
+type Snapshot struct {
+	Name      string         `json:"name"`
+	Interface string         `json:"interface"`
+	VRID      uint8          `json:"vrid"`
+	Priority  uint8          `json:"priority"` // ours
+	Preempt   bool           `json:"preempt"`
+	Source    netip.Addr     `json:"source"`
+	Peers     []netip.Addr   `json:"peers"` // configured; empty: multicast
+	Addresses []netip.Prefix `json:"addresses"`
+
+	State  State     `json:"state"`
+	Since  time.Time `json:"since"`  // when State began
+	Reason string    `json:"reason"` // why
+	// Lease is what is left of the lease, nanoseconds; 0 when there is none.
+	Lease time.Duration `json:"lease"`
+	// AdvertInterval is ours, nanoseconds.
+	AdvertInterval time.Duration `json:"advert_interval"`
+	Peer           Peer          `json:"peer"`
+
+	Sent           uint64 `json:"sent"` // advertisements, one per peer
+	SentResign     uint64 `json:"sent_resign"`
+	SendErrors     uint64 `json:"send_errors"`
+	Received       uint64 `json:"received"` // advertisements acted upon
+	ReceivedResign uint64 `json:"received_resign"`
+	// Refused has every reason, in the order of the checks, also those that
+	// never occurred.
+	Refused []RefusalCount `json:"refused"`
+	// IntervalMismatches and AddressMismatches are of advertisements that were
+	// acted upon, but say that a peer is configured otherwise.
+	IntervalMismatches uint64 `json:"interval_mismatches"`
+	AddressMismatches  uint64 `json:"address_mismatches"`
+	Transitions        uint64 `json:"transitions"` // changes of state of any kind
+	BecameActive       uint64 `json:"became_active"`
+	GratuitousARP      uint64 `json:"gratuitous_arp"`        // frames sent
+	GratuitousErrors   uint64 `json:"gratuitous_arp_errors"` // announcements that failed
+	// Restored counts addresses that somebody took away while we were active.
+	Restored uint64 `json:"restored"`
+
+	refused [numRefusals]uint64
+}
+
+// Peer is who was last heard, and how.
+type Peer struct {
+	Address        netip.Addr    `json:"address"`         // the zero value: nobody so far
+	Priority       uint8         `json:"priority"`        // 0: it resigned
+	AdvertInterval time.Duration `json:"advert_interval"` // nanoseconds
+	Checksum       ChecksumForm  `json:"checksum"`
+	// Ago is the time since its last advertisement, nanoseconds.
+	Ago time.Duration `json:"ago"`
+}
+
+// RefusalCount is the number of packets refused for one reason.
+type RefusalCount struct {
+	Reason string `json:"reason"` // see Refusal
+	Count  uint64 `json:"count"`
+}
+
+// Snapshot returns the present state. It may be called from any goroutine.
+func (r *Router) Snapshot() Snapshot {
+	now := r.now()
+	r.mu.Lock()
+	s, seen := r.state, r.seen
+	r.mu.Unlock()
+	s.Addresses, s.Peers = slices.Clone(s.Addresses), slices.Clone(s.Peers)
+	s.Lease = max(0, time.Duration(r.lease.Load())-now)
+	if s.Peer.Address.IsValid() {
+		s.Peer.Ago = max(0, now-seen)
+	}
+	s.Refused = make([]RefusalCount, numRefusals)
+	for i, n := range s.refused {
+		s.Refused[i] = RefusalCount{Reason: Refusal(i).String(), Count: n}
+	}
+	s.GratuitousARP = r.owner.announced.Load()
+	s.GratuitousErrors = r.owner.failed.Load()
+	s.Restored = r.owner.restored.Load()
+	return s
+}
