@@ -2,14 +2,17 @@ package health
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/pgsteer/pgsteer/pkg/pgwire"
 )
@@ -44,6 +47,12 @@ const maxReply = 16384
 // Postgres succeeds when the server asks the user to authenticate, or lets him
 // in: the first answer to a StartupMessage (PostgreSQL protocol, Start-up).
 // An ErrorResponse, 53300 or 57P03 for example, is a failure.
+//
+// It ends as the protocol wants it: by Terminate where it was let in, by
+// closing where it was asked for a password. In the midst of authentication
+// PostgreSQL 15 logs a Terminate as FATAL ("expected SASL response") and
+// PgBouncer 1.18 as a bad packet, but neither minds a client that closes
+// (measured).
 func Postgres(opts PostgresOptions) Check {
 	var params []pgwire.Param
 	if opts.ApplicationName != "" {
@@ -66,46 +75,86 @@ func Postgres(opts PostgresOptions) Check {
 		if _, err := conn.Write(startup); err != nil {
 			return describe(ctx, err)
 		}
-		if err := readReply(conn); err != nil {
+		letIn, err := readReply(conn)
+		if err != nil {
 			return describe(ctx, err)
 		}
-		// So that the server need not log a lost client. It may have gone first.
-		_, _ = conn.Write(pgwire.AppendTerminate(nil))
+		if letIn {
+			farewell(conn)
+		}
 		return nil
 	}
 }
 
-// readReply reads the first message and judges it.
-func readReply(r io.Reader) error {
+const (
+	// farewellTime is how long a server may take to close after Terminate. The
+	// verdict is out by then, but the check is not over.
+	farewellTime = 250 * time.Millisecond
+	// maxFarewell bounds what is read meanwhile, in bytes: the parameters and
+	// ReadyForQuery, a few hundred.
+	maxFarewell = 64 << 10
+)
+
+// farewell says Terminate and reads until the server closes: closing on unread
+// data would send a reset, which servers log as a lost client.
+func farewell(conn net.Conn) {
+	// Whatever fails here, the verdict stands and the connection is closed next.
+	_ = conn.SetReadDeadline(time.Now().Add(farewellTime))
+	if _, err := conn.Write(pgwire.AppendTerminate(nil)); err == nil {
+		_, _ = io.CopyN(io.Discard, conn, maxFarewell)
+	}
+}
+
+// readReply reads the first message and judges it. letIn: nothing more is asked
+// of the client.
+func readReply(r io.Reader) (letIn bool, err error) {
 	var head [pgwire.HeaderLen]byte
 	if _, err := io.ReadFull(r, head[:1]); err != nil {
-		return err
+		return false, err
 	}
 	if head[0] != pgwire.MsgAuthentication && head[0] != pgwire.MsgErrorResponse {
-		return fmt.Errorf("unexpected answer: byte %#02x", head[0])
+		return false, fmt.Errorf("unexpected answer: byte %#02x", head[0])
 	}
 	if _, err := io.ReadFull(r, head[1:]); err != nil {
-		return err
+		return false, err
 	}
 	typ, n, _ := pgwire.Header(head[:])
 	if n < 0 || n > maxReply {
-		return errors.New("unexpected answer: impossible length")
+		return false, errors.New("unexpected answer: impossible length")
 	}
 	body := make([]byte, n)
 	if _, err := io.ReadFull(r, body); err != nil {
-		return err
+		return false, err
 	}
 	if typ == pgwire.MsgAuthentication {
 		if n < 4 {
-			return errors.New("unexpected answer: authentication request without a method")
+			return false, errors.New("unexpected answer: authentication request without a method")
 		}
-		return nil
+		return binary.BigEndian.Uint32(body) == 0, nil // AuthenticationOk
 	}
 	e, err := pgwire.ParseError(body)
 	if err != nil {
-		return errors.New("unexpected answer: malformed error")
+		return false, errors.New("unexpected answer: malformed error")
 	}
-	return fmt.Errorf("%s %s", e.Code, e.Message)
+	return false, errors.New(oneLine(e.Code + " " + e.Message))
+}
+
+// maxText bounds what is shown of a server's error, in bytes.
+const maxText = 200
+
+// oneLine makes a server's text fit for one line of a log, a page or a
+// terminal: no control characters, a bounded length.
+func oneLine(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
+	if len(s) > maxText {
+		s = strings.ToValidUTF8(s[:maxText], "") + "…"
+	}
+	return strings.TrimSpace(s)
 }
 
 func dial(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {

@@ -95,6 +95,76 @@ func TestPostgresSendsAStartupAndATerminate(t *testing.T) {
 	}
 }
 
+// A server that has asked for a password takes a Terminate for an error.
+func TestPostgresOnlyClosesWhenAskedForAPassword(t *testing.T) {
+	addr, got := serve(t, 8, []byte("R\x00\x00\x00\x17\x00\x00\x00\x0aSCRAM-SHA-256\x00\x00"))
+	if err := probe(within(t, 10*time.Second), addr); err != nil {
+		t.Fatal(err)
+	}
+	if sent := string(<-got); !strings.HasSuffix(sent, "pgsteerd\x00\x00") {
+		t.Errorf("something follows the startup message: %q", sent)
+	}
+}
+
+// What a server says after it has let us in is read: closing on unread data
+// would reset the connection.
+func TestPostgresLeavesWithoutAReset(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	result := make(chan error, 1)
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			result <- err
+			return
+		}
+		defer conn.Close()
+		buf := make([]byte, 512)
+		n, err := conn.Read(buf)
+		if err == nil {
+			_, err = conn.Write([]byte("R\x00\x00\x00\x08\x00\x00\x00\x00"))
+		}
+		// Until Terminate, then its last words.
+		for err == nil && (n < 5 || string(buf[n-5:n]) != "X\x00\x00\x00\x04") {
+			n, err = conn.Read(buf)
+		}
+		if err == nil {
+			_, err = conn.Write([]byte("S\x00\x00\x00\x08a\x00b\x00Z\x00\x00\x00\x05I"))
+		}
+		if err == nil {
+			err = conn.(*net.TCPConn).CloseWrite()
+		}
+		if err == nil {
+			_, err = io.ReadAll(conn) // a reset is an error here
+		}
+		result <- err
+	}()
+	if err := probe(within(t, 10*time.Second), l.Addr().(*net.TCPAddr).AddrPort()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-result; err != nil {
+		t.Errorf("the server's end: %v", err)
+	}
+}
+
+func TestOneLine(t *testing.T) {
+	for in, want := range map[string]string{
+		"57P03 the database system is starting up": "57P03 the database system is starting up",
+		"X \x1b[2Jcleared\nnew line\x00":           "X  [2Jcleared new line",
+		"kaputt \xff":                              "kaputt ?",
+		strings.Repeat("ä", 150):                   strings.Repeat("ä", 100) + "…",
+		"a" + strings.Repeat("ä", 150):             "a" + strings.Repeat("ä", 99) + "…",
+		" ":                                        "",
+	} {
+		if got := oneLine(in); got != want {
+			t.Errorf("oneLine(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
 func TestFrozenServerIsNotUp(t *testing.T) {
 	addr, _ := serve(t, 8, nil) // reads, never answers
 	if err := TCP()(within(t, 10*time.Second), addr); err != nil {
@@ -125,8 +195,12 @@ func FuzzReadReply(f *testing.F) {
 	f.Add(pgwire.AppendError(nil, "FATAL", "57P03", "the database system is starting up"))
 	f.Add([]byte("E\x00\x00\x00\x03"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if err := readReply(strings.NewReader(string(b))); err == nil && (len(b) < 9 || b[0] != 'R') {
+		letIn, err := readReply(strings.NewReader(string(b)))
+		if err == nil && (len(b) < 9 || b[0] != 'R') {
 			t.Errorf("%q is taken for a request to authenticate", b)
+		}
+		if err != nil && (letIn || len(err.Error()) > maxText+len("…")) {
+			t.Errorf("%q: let in %v, %q", b, letIn, err)
 		}
 	})
 }
