@@ -25,7 +25,7 @@ type Target struct {
 	Fall, Rise       int           // at least 1
 }
 
-// Transition is a change of a target.
+// Transition is a change of a target, or the first thing known of it.
 type Transition struct {
 	Service, Backend string
 	Up               bool
@@ -134,7 +134,8 @@ func (w *watch) once(ctx context.Context) error {
 	return err
 }
 
-// record notes a result and says whether it changed the target.
+// record notes a result and says whether there is news: a change, or a first
+// failure, which changes nothing but tells why the target is down.
 func (w *watch) record(err error, start, end time.Time) (Transition, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -145,10 +146,11 @@ func (w *watch) record(err error, start, end time.Time) (Transition, bool) {
 		w.status.LastResult = err.Error()
 	}
 	w.status.LastDuration, w.status.LastAt = end.Sub(start), end
+	first := !w.machine.Known()
 	changed := w.machine.Result(err == nil)
 	return Transition{
 		Service: w.Service, Backend: w.Backend, Up: w.machine.Up(), Reason: w.status.LastResult, At: end,
-	}, changed
+	}, changed || first
 }
 
 // Snapshot returns the status of each target, in the order given to New.

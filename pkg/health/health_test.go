@@ -54,6 +54,19 @@ func run(t *testing.T, targets ...Target) (*Checker, func()) {
 	}
 }
 
+// drain takes the transitions, for tests that look elsewhere.
+func drain(t *testing.T, c *Checker) {
+	go func() {
+		for {
+			select {
+			case <-t.Context().Done():
+				return
+			case <-c.Transitions():
+			}
+		}
+	}()
+}
+
 func TestTransitionsFollowTheResults(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		refused := errors.New("connection refused")
@@ -89,7 +102,8 @@ func TestTargetsAreCheckedApart(t *testing.T) {
 			scripts = append(scripts, s)
 			targets = append(targets, newTarget(name, s.check))
 		}
-		_, stop := run(t, targets...)
+		c, stop := run(t, targets...)
+		drain(t, c)
 		time.Sleep(7 * time.Second) // of the bubble's clock
 		stop()
 		seen := make(map[time.Time]bool)
@@ -114,6 +128,7 @@ func TestHangingCheckIsGivenUp(t *testing.T) {
 			return describe(ctx, ctx.Err())
 		}
 		c, stop := run(t, newTarget("pooler1", hang))
+		drain(t, c)
 		time.Sleep(3500 * time.Millisecond)
 		synctest.Wait()
 		s := c.Snapshot()[0]
@@ -123,6 +138,24 @@ func TestHangingCheckIsGivenUp(t *testing.T) {
 		stop()
 		if n := c.Snapshot()[0].Checks; n != 2 {
 			t.Errorf("the check that we broke off ourselves was counted: %d", n)
+		}
+	})
+}
+
+func TestFirstFailureTellsWhyItIsDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{results: []error{errors.New("connection refused")}}
+		c, stop := run(t, newTarget("pooler1", s.check))
+		defer stop()
+		if got := <-c.Transitions(); got.Up || got.Reason != "connection refused" {
+			t.Errorf("got %+v", got)
+		}
+		time.Sleep(time.Minute) // of the bubble's clock
+		synctest.Wait()
+		select {
+		case got := <-c.Transitions():
+			t.Errorf("later failures are no news: %+v", got)
+		default:
 		}
 	})
 }

@@ -70,8 +70,9 @@ func (c *Controller) SetServices(services []Service) error {
 	return nil
 }
 
-// SetHealth takes the result of a health check's rise and fall. A result that
-// changes nothing is ignored. The state is kept only if the datapath took it.
+// SetHealth takes the result of a health check's rise and fall. One that does
+// not change the state may still say why it is so. A new state is kept only if
+// the datapath took it.
 func (c *Controller) SetHealth(service, backend string, up bool, reason string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -84,6 +85,7 @@ func (c *Controller) SetHealth(service, backend string, up bool, reason string) 
 		state = Up
 	}
 	if b.State == state {
+		b.Reason = reason
 		return nil
 	}
 	if err := c.dp.SetBackendState(service, backend, state); err != nil {

@@ -84,6 +84,16 @@ func TestHealthChangesStateOnceAndCountsDowntime(t *testing.T) {
 	}
 }
 
+func TestFirstFailureGivesTheReason(t *testing.T) {
+	c, dp, _ := newController(t)
+	if err := c.SetHealth("postgres", "a", false, "connection refused"); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Snapshot()[0]; got.Reason != "connection refused" || got.Transitions != 0 || len(dp.states) != 0 {
+		t.Errorf("got %+v, datapath %v", got, dp.states)
+	}
+}
+
 func TestReconfigurationKeepsStates(t *testing.T) {
 	c, dp, _ := newController(t)
 	if err := c.SetHealth("postgres", "b", true, "ok"); err != nil {
