@@ -217,7 +217,7 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"no such interface", edit(func(c *Config) { c.Interface = "lan7" }), "finding interface lan7: Link not found"},
 		{"not Ethernet", edit(func(c *Config) { c.Interface = "lo" }), "interface lo is not Ethernet"},
-		{"somebody's program", edit(func(c *Config) { c.Interface = "lan1" }), "another XDP program is attached on lan1"},
+		{"somebody's program", edit(func(c *Config) { c.Interface, c.PinPath = "lan1", c.PinPath+"-foreign" }), "another XDP program is attached on lan1"},
 		{"not a BPF file system", edit(func(c *Config) { c.PinPath = plain }), "is not on a BPF file system"},
 		{"mode", edit(func(c *Config) { c.Mode = "warp" }), `unknown XDP mode "warp"`},
 		{"way to send", edit(func(c *Config) { c.TX = "warp" }), `unknown way to send "warp"`},
@@ -238,8 +238,10 @@ func TestRefusals(t *testing.T) {
 			})
 		})
 	}
-	if _, err := os.Stat(plain); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the refused pin directory was left behind: %v", err)
+	for _, dir := range []string{plain, cfg.PinPath + "-foreign"} {
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the refused pin directory was left behind: %v", err)
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/pgsteer/pgsteer/pkg/lb"
@@ -33,8 +34,12 @@ func (b *Balancer) watchNeighbours(ctx context.Context) error {
 	done := make(chan struct{})
 	defer close(done)
 	failed := make(chan error, 1)
-	err := netlink.NeighSubscribeWithOptions(updates, done, netlink.NeighSubscribeOptions{
-		Namespace:    &b.ns,
+	ns, err := b.foreignNamespace()
+	if err != nil {
+		return err
+	}
+	err = netlink.NeighSubscribeWithOptions(updates, done, netlink.NeighSubscribeOptions{
+		Namespace:    ns,
 		ListExisting: true,
 		ErrorCallback: func(err error) {
 			select {
@@ -73,6 +78,21 @@ func (b *Balancer) watchNeighbours(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// foreignNamespace returns the namespace that Open was called in, or nil when
+// this thread is in it, as all threads of the daemon are: entering even one's
+// own takes CAP_SYS_ADMIN, which the daemon does not have.
+func (b *Balancer) foreignNamespace() (*netns.NsHandle, error) {
+	here, err := netns.Get()
+	if err != nil {
+		return nil, fmt.Errorf("opening the network namespace: %w", err)
+	}
+	defer here.Close()
+	if here.Equal(b.ns) {
+		return nil, nil
+	}
+	return &b.ns, nil
 }
 
 // noteNeighbour says whether anything changed that concerns us.

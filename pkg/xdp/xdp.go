@@ -157,10 +157,10 @@ func Open(cfg Config) (*Balancer, error) {
 	if len(iface.Attrs().HardwareAddr) != 6 {
 		return nil, fmt.Errorf("interface %s is not Ethernet", cfg.Interface)
 	}
-	if err := makePinDir(cfg.PinPath); err != nil {
+	if err := checkForeign(iface, cfg.PinPath); err != nil {
 		return nil, err
 	}
-	if err := checkForeign(iface, cfg.PinPath); err != nil {
+	if err := makePinDir(cfg.PinPath); err != nil {
 		return nil, err
 	}
 	if err := rlimit.RemoveMemlock(); err != nil {
