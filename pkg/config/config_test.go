@@ -1,0 +1,239 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+var update = flag.Bool("update", false, "write the messages of the bad files to testdata")
+
+var comparers = cmp.Options{
+	cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{}),
+}
+
+func vip(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+
+func TestLoadFull(t *testing.T) {
+	c, err := Load("testdata/full.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := Check{Type: "postgres", Interval: 3 * time.Second, Timeout: 500 * time.Millisecond, Fall: 4, Rise: 1, User: "probe", Database: "app"}
+	want := &Config{
+		Node:      "lb1",
+		Interface: "ens18",
+		XDP: XDP{
+			Mode: "native", TX: "redirect", PinPath: "/sys/fs/bpf/other", FlowTableSize: 65536,
+			SNATLow: 20000, SNATHigh: 29999, SweepInterval: 500 * time.Millisecond,
+		},
+		Timeouts: Timeouts{SYN: 5 * time.Second, Established: 2 * time.Hour, FIN: 30 * time.Second, TimeWait: 15 * time.Second, Reset: time.Second},
+		Services: []Service{
+			{Name: "postgres", Addr: vip("192.168.1.100:5432"), Check: check, Backends: []Backend{
+				{"pooler1", vip("192.168.1.5:6432"), 1}, {"pooler2", vip("192.168.1.5:6433"), 256},
+			}},
+			{Name: "reports", Addr: vip("192.168.1.101:5432"), Check: check, Backends: []Backend{{"pooler1", vip("192.168.1.5:6434"), 1}}},
+			{
+				Name: "plain", Addr: vip("192.168.1.100:5433"),
+				Check:    Check{Type: "tcp", Interval: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Fall: 3, Rise: 2},
+				Backends: []Backend{{"pooler1", vip("192.168.1.5:6435"), 1}},
+			},
+		},
+		VirtualRouters: []VirtualRouter{{
+			Name: "main", VRID: 51, Priority: 101, AdvertInterval: time.Second, Preempt: true,
+			Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.1.100/24"), netip.MustParsePrefix("192.168.1.101/32")},
+			Source:    netip.MustParseAddr("192.168.1.10"),
+			Peers:     []netip.Addr{netip.MustParseAddr("192.168.1.11"), netip.MustParseAddr("192.168.1.12")},
+
+			ChecksumPseudoHeader: true,
+		}},
+		Stats: Stats{Listen: "127.0.0.1:9000", Port: 9000},
+		Log:   Log{Level: "debug", Format: "json"},
+	}
+	if diff := cmp.Diff(want, c, comparers); diff != "" {
+		t.Errorf("full.yaml (-want +got):\n%s", diff)
+	}
+}
+
+// TestMinimal holds the defaults against what the doc comments promise.
+func TestMinimal(t *testing.T) {
+	c, err := Parse("minimal.yaml", []byte(Minimal))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Config{
+		Node:      "lb1",
+		Interface: "eth0",
+		XDP: XDP{
+			Mode: "auto", TX: "tx", PinPath: "/sys/fs/bpf/pgsteer", FlowTableSize: 524288,
+			SNATLow: 10240, SNATHigh: 65535, SweepInterval: time.Second,
+		},
+		Timeouts: Timeouts{SYN: 10 * time.Second, Established: 24 * time.Hour, FIN: 2 * time.Minute, TimeWait: time.Minute, Reset: 10 * time.Second},
+		Services: []Service{{
+			Name: "postgres", Addr: vip("192.168.1.100:5432"),
+			Check: Check{
+				Type: "postgres", Interval: 2 * time.Second, Timeout: time.Second, Fall: 3, Rise: 2,
+				User: "pgsteer_check", Database: "postgres",
+			},
+			Backends: []Backend{{"pooler1", vip("192.168.1.5:6432"), 1}},
+		}},
+		VirtualRouters: []VirtualRouter{{
+			Name: "main", VRID: 51, Priority: 100, AdvertInterval: 100 * time.Millisecond,
+			Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.1.100/32")},
+			Source:    netip.MustParseAddr("192.168.1.10"),
+		}},
+		Stats: Stats{Listen: ":8404", Port: 8404},
+		Log:   Log{Level: "info", Format: "text"},
+	}
+	if diff := cmp.Diff(want, c, comparers); diff != "" {
+		t.Errorf("Minimal (-want +got):\n%s", diff)
+	}
+}
+
+// wantPrefix begins the lines at the end of a bad file that hold its message.
+const wantPrefix = "#! "
+
+// TestBad checks that each bad file is refused with exactly the message that
+// stands in its last lines.
+func TestBad(t *testing.T) {
+	files, err := filepath.Glob("testdata/bad-*.yaml")
+	if err != nil || len(files) < 100 {
+		t.Fatalf("found %d bad files (%v); want at least 100", len(files), err)
+	}
+	for _, file := range files {
+		base := filepath.Base(file)
+		t.Run(strings.TrimSuffix(strings.TrimPrefix(base, "bad-"), ".yaml"), func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var body, want []string
+			for line := range strings.Lines(string(data)) {
+				if msg, ok := strings.CutPrefix(line, wantPrefix); ok {
+					want = append(want, strings.TrimSuffix(msg, "\n"))
+				} else {
+					body = append(body, line)
+				}
+			}
+			c, err := Parse(base, data)
+			if err == nil {
+				t.Fatalf("accepted as %+v", c)
+			}
+			if c != nil {
+				t.Error("an error came with a configuration")
+			}
+			if *update {
+				msg := wantPrefix + strings.ReplaceAll(err.Error(), "\n", "\n"+wantPrefix) + "\n"
+				if err := os.WriteFile(file, []byte(strings.Join(body, "")+msg), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if got := err.Error(); got != strings.Join(want, "\n") {
+				t.Errorf("\n got: %s\nwant: %s", got, strings.Join(want, "\n"))
+			}
+		})
+	}
+}
+
+func TestLoadErrors(t *testing.T) {
+	dir := t.TempDir()
+	large := filepath.Join(dir, "large.yaml")
+	if err := os.WriteFile(large, bytes.Repeat([]byte("#\n"), maxFileSize), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct{ name, path, want string }{
+		{"absent", filepath.Join(dir, "none.yaml"), "reading the configuration: open " + dir + "/none.yaml: no such file or directory"},
+		{"directory", dir, "reading the configuration: read " + dir + ": is a directory"},
+		{"too large", large, large + ": file is larger than 4194304 bytes"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := Load(tt.path)
+			if err == nil || err.Error() != tt.want {
+				t.Errorf("got %v, want %s", err, tt.want)
+			}
+		})
+	}
+}
+
+// TestErrorIsTyped checks that a caller can ask an error for its place.
+func TestErrorIsTyped(t *testing.T) {
+	_, err := Parse("x.yaml", []byte("node: 'a b'\n"+strings.SplitAfterN(Minimal, "\n", 2)[1]))
+	var e *Error
+	if !errors.As(err, &e) {
+		t.Fatalf("%v holds no *Error", err)
+	}
+	if e.File != "x.yaml" || e.Line != 1 || e.Path != "node" {
+		t.Errorf("got %+v", e)
+	}
+}
+
+// TestManyFaults checks that a hopeless file does not flood the terminal.
+func TestManyFaults(t *testing.T) {
+	_, err := Parse("x.yaml", []byte(strings.Repeat("a: b\n", 1000)))
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	lines := strings.Split(err.Error(), "\n")
+	if len(lines) != maxErrors+1 || lines[maxErrors] != "x.yaml: and 984 more errors" {
+		t.Errorf("%d lines, the last: %s", len(lines), lines[len(lines)-1])
+	}
+}
+
+// FuzzParse checks that no input panics, and that what is accepted keeps the
+// promises that the daemon relies on.
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(Minimal))
+	files, err := filepath.Glob("testdata/*.yaml")
+	if err != nil || len(files) == 0 {
+		f.Fatalf("no seeds: %v", err)
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := Parse("fuzz.yaml", data)
+		if err != nil {
+			if c != nil || err.Error() == "" {
+				t.Fatalf("refused with %v and %v", c, err)
+			}
+			return
+		}
+		vips := map[netip.Addr]bool{}
+		for _, r := range c.VirtualRouters {
+			if r.VRID == 0 || r.Priority == 0 || r.AdvertInterval < 10*time.Millisecond || !r.Source.Is4() || len(r.Addresses) == 0 {
+				t.Fatalf("bad router accepted: %+v", r)
+			}
+			for _, p := range r.Addresses {
+				vips[p.Addr()] = true
+			}
+		}
+		if len(c.Services) == 0 || c.XDP.SNATLow < 1024 || c.XDP.SNATLow >= c.XDP.SNATHigh {
+			t.Fatalf("bad configuration accepted: %+v", c)
+		}
+		for _, s := range c.Services {
+			if !vips[s.Addr.Addr()] || s.Addr.Port() == 0 || len(s.Backends) == 0 || s.Check.Timeout > s.Check.Interval || s.Check.Timeout <= 0 {
+				t.Fatalf("bad service accepted: %+v", s)
+			}
+			for _, b := range s.Backends {
+				if vips[b.Addr.Addr()] || !b.Addr.Addr().Is4() || b.Addr.Port() == 0 || b.Weight == 0 || b.Weight > 256 {
+					t.Fatalf("bad backend accepted: %+v", b)
+				}
+			}
+		}
+	})
+}

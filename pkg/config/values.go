@@ -1,0 +1,254 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pgsteer/pgsteer/pkg/lb"
+)
+
+// Each function here reads one scalar, or makes such a reader; its error is
+// the reason that the message ends with.
+
+var nameChars = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
+
+// name reads a name that is fit for metric labels, paths and the pinned maps.
+func name(n node) (string, error) {
+	switch {
+	case n.Value == "":
+		return "", errors.New("is empty")
+	case len(n.Value) > lb.MaxNameLen:
+		return "", fmt.Errorf("%q has %d bytes; %d is the limit", n.Value, len(n.Value), lb.MaxNameLen)
+	case !nameChars.MatchString(n.Value):
+		return "", fmt.Errorf("%q is not a name; use letters, digits, '.', '_' and '-'", n.Value)
+	}
+	return n.Value, nil
+}
+
+// interfaceName reads what the kernel accepts as one (dev_valid_name).
+func interfaceName(n node) (string, error) {
+	const maxLen = 15 // IFNAMSIZ less the terminating NUL
+	switch v := n.Value; {
+	case v == "":
+		return "", errors.New("is empty")
+	case len(v) > maxLen:
+		return "", fmt.Errorf("%q has %d bytes; %d is the limit of an interface name", v, len(v), maxLen)
+	case v == ".", v == "..", strings.ContainsAny(v, "/: \t\r\n\v\f"):
+		return "", fmt.Errorf("%q is not an interface name", v)
+	}
+	return n.Value, nil
+}
+
+// text reads up to limit bytes of text without NUL (it ends a string of the
+// PostgreSQL protocol).
+func text(limit int) func(node) (string, error) {
+	return func(n node) (string, error) {
+		switch {
+		case n.Value == "":
+			return "", errors.New("is empty")
+		case len(n.Value) > limit:
+			return "", fmt.Errorf("%q has %d bytes; %d is the limit", n.Value, len(n.Value), limit)
+		case strings.ContainsRune(n.Value, 0):
+			return "", fmt.Errorf("%q holds a NUL byte", n.Value)
+		}
+		return n.Value, nil
+	}
+}
+
+// oneOf reads one of a few words.
+func oneOf(words ...string) func(node) (string, error) {
+	return func(n node) (string, error) {
+		if !slices.Contains(words, n.Value) {
+			return "", fmt.Errorf("%q is not one of %s", n.Value, strings.Join(words, ", "))
+		}
+		return n.Value, nil
+	}
+}
+
+// scheduler reads the name of a scheduler.
+func scheduler(n node) (lb.Scheduler, error) {
+	_, err := oneOf(lb.LeastConn.String())(n)
+	return lb.LeastConn, err
+}
+
+// boolean reads true or false.
+func boolean(n node) (bool, error) {
+	var v bool
+	if n.Tag != "!!bool" || n.Decode(&v) != nil {
+		return false, fmt.Errorf("%q is not true or false", n.Value)
+	}
+	return v, nil
+}
+
+// number reads a whole number from lo to hi.
+func number[T uint8 | uint16 | uint32 | int](lo, hi T) func(node) (T, error) {
+	return func(n node) (T, error) {
+		if n.Tag != "!!int" {
+			return 0, fmt.Errorf("%q is not a whole number", n.Value)
+		}
+		var v int64
+		if err := n.Decode(&v); err != nil || v < int64(lo) || v > int64(hi) {
+			return 0, fmt.Errorf("%s is out of range; want %d to %d", n.Value, lo, hi)
+		}
+		return T(v), nil
+	}
+}
+
+// duration reads a time with its unit, from lo to hi; a hi of 0 is no limit.
+func duration(lo, hi time.Duration) func(node) (time.Duration, error) {
+	return func(n node) (time.Duration, error) {
+		d, err := time.ParseDuration(n.Value)
+		switch {
+		case err != nil && (n.Tag == "!!int" || n.Tag == "!!float"):
+			return 0, fmt.Errorf("%q has no unit; write 500ms, 2s, 5m or 24h", n.Value)
+		case err != nil:
+			return 0, fmt.Errorf("%q is not a duration; write 500ms, 2s, 5m or 24h", n.Value)
+		case hi == 0 && d < lo:
+			return 0, fmt.Errorf("%q is too short; want %s at least", n.Value, brief(lo))
+		case d < lo || hi > 0 && d > hi:
+			return 0, fmt.Errorf("%q is out of range; want %s to %s", n.Value, brief(lo), brief(hi))
+		}
+		return d, nil
+	}
+}
+
+// brief is d without the zero minutes and seconds of time.Duration's String.
+func brief(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+// addr reads an IPv4 address that a host can have.
+func addr(n node) (netip.Addr, error) {
+	a, err := netip.ParseAddr(n.Value)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("%q is not an IPv4 address", n.Value)
+	}
+	return a, hostAddr(n.Value, a)
+}
+
+// hostAddr refuses what cannot be the address of a host on the network.
+func hostAddr(text string, a netip.Addr) error {
+	switch {
+	case !a.Is4():
+		return fmt.Errorf("%q is not IPv4; IPv6 is not supported", text)
+	case a.IsUnspecified(), a.IsMulticast(), a.IsLoopback(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return fmt.Errorf("%q is not the address of a host on the network", text)
+	}
+	return nil
+}
+
+// addrPort reads ADDRESS:PORT, IPv4, no names.
+func addrPort(n node) (netip.AddrPort, error) {
+	host, port, err := net.SplitHostPort(n.Value)
+	if err != nil {
+		// The text may be a bare address, the commonest slip.
+		if a, aerr := netip.ParseAddr(n.Value); aerr == nil && !a.Is4() {
+			return netip.AddrPort{}, hostAddr(n.Value, a)
+		}
+		if !strings.Contains(n.Value, ":") {
+			return netip.AddrPort{}, fmt.Errorf("%q has no port", n.Value)
+		}
+		return netip.AddrPort{}, fmt.Errorf("%q is not ADDRESS:PORT", n.Value)
+	}
+	a, err := netip.ParseAddr(host)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("%q is not ADDRESS:PORT with an IPv4 address", n.Value)
+	}
+	if err := hostAddr(n.Value, a); err != nil {
+		return netip.AddrPort{}, err
+	}
+	p, err := portNumber(n.Value, port)
+	return netip.AddrPortFrom(a, p), err
+}
+
+// portNumber reads a TCP port from 1 to 65535; whole is the text to show.
+func portNumber(whole, port string) (uint16, error) {
+	p, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || p == 0 {
+		return 0, fmt.Errorf("%q has a bad port; want 1 to 65535", whole)
+	}
+	return uint16(p), nil
+}
+
+// listenAddr reads [ADDRESS]:PORT to listen on, of either address family.
+func listenAddr(n node) (Stats, error) {
+	host, port, err := net.SplitHostPort(n.Value)
+	if err != nil {
+		return Stats{}, fmt.Errorf("%q is not ADDRESS:PORT or :PORT", n.Value)
+	}
+	if _, err := netip.ParseAddr(host); err != nil && host != "" {
+		return Stats{}, fmt.Errorf("%q is not ADDRESS:PORT or :PORT; names are not resolved", n.Value)
+	}
+	p, err := portNumber(n.Value, port)
+	return Stats{Listen: n.Value, Port: p}, err
+}
+
+// prefix reads ADDRESS or ADDRESS/LENGTH, IPv4.
+func prefix(n node) (netip.Prefix, error) {
+	if !strings.Contains(n.Value, "/") {
+		a, err := addr(n)
+		return netip.PrefixFrom(a, 32), err
+	}
+	p, err := netip.ParsePrefix(n.Value)
+	if err != nil || p.Bits() == 0 {
+		return netip.Prefix{}, fmt.Errorf("%q is not ADDRESS/LENGTH", n.Value)
+	}
+	return p, hostAddr(n.Value, p.Addr())
+}
+
+// A portRange is a range of ports, both ends included.
+type portRange struct{ low, high uint16 }
+
+func (r portRange) contains(p uint16) bool { return r.low <= p && p <= r.high }
+
+// ports reads LOW-HIGH. Ports below 1024 are refused because services of the
+// node itself answer there.
+func ports(n node) (portRange, error) {
+	const lowest = 1024
+	low, high, ok := strings.Cut(n.Value, "-")
+	l, lerr := strconv.ParseUint(low, 10, 16)
+	h, herr := strconv.ParseUint(high, 10, 16)
+	switch {
+	case !ok || lerr != nil || herr != nil:
+		return portRange{}, fmt.Errorf("%q is not a range of ports; write 10240-65535", n.Value)
+	case l < lowest:
+		return portRange{}, fmt.Errorf("%q begins below %d", n.Value, lowest)
+	case l >= h:
+		return portRange{}, fmt.Errorf("%q is empty; the first port must be below the last", n.Value)
+	}
+	return portRange{uint16(l), uint16(h)}, nil
+}
+
+// path reads an absolute path.
+func path(n node) (string, error) {
+	if !filepath.IsAbs(n.Value) || strings.ContainsRune(n.Value, 0) {
+		return "", fmt.Errorf("%q is not an absolute path", n.Value)
+	}
+	return filepath.Clean(n.Value), nil
+}
+
+// advertInterval reads the time between adverts: centiseconds in 12 bits
+// (RFC 9568, 5.2.7), never 0 (erratum 8301 of RFC 5798).
+func advertInterval(n node) (time.Duration, error) {
+	const unit, most = 10 * time.Millisecond, 4095 * 10 * time.Millisecond
+	d, err := duration(unit, most)(n)
+	if err == nil && d%unit != 0 {
+		return 0, fmt.Errorf("%q is not a multiple of %s", n.Value, unit)
+	}
+	return d, err
+}
