@@ -1,0 +1,219 @@
+package stats
+
+import (
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/pgsteer/pgsteer/pkg/lb"
+	"github.com/pgsteer/pgsteer/pkg/vrrp"
+)
+
+// A metric is one metric family. Its values are made at scrape.
+type metric struct {
+	name   string
+	desc   *prometheus.Desc
+	kind   prometheus.ValueType
+	labels []string
+}
+
+// all is every family that the collector can emit, in the order of the source.
+var all []*metric
+
+func define(kind prometheus.ValueType, name, help string, labels ...string) *metric {
+	m := &metric{name, prometheus.NewDesc(name, help, labels, nil), kind, labels}
+	all = append(all, m)
+	return m
+}
+
+func gauge(name, help string, labels ...string) *metric {
+	return define(prometheus.GaugeValue, name, help, labels...)
+}
+
+func counter(name, help string, labels ...string) *metric {
+	return define(prometheus.CounterValue, name, help, labels...)
+}
+
+// The families. Labels are bounded by the configuration: names of services,
+// backends and routers, and words of fixed lists.
+var (
+	buildInfo = gauge("pgsteer_build_info", "Always 1; what the program was built from.", "version", "goversion")
+	nodeInfo  = gauge("pgsteer_node_info", "Always 1; which node this is and the interface that it balances on.", "node", "interface")
+
+	datapathUp = gauge("pgsteer_datapath_up", "1 if the tables of the XDP program could be read; if 0, what is in them is absent from this scrape.")
+	xdpMode    = gauge("pgsteer_xdp_mode", "1 for the way in which the XDP program is attached.", "mode")
+	verdicts   = counter("pgsteer_verdicts_total", "Packets that the XDP program saw, by what became of them.", "verdict", "action")
+
+	flows         = gauge("pgsteer_flows", "Flows in the flow table at the last audit, closed ones that still rest there included.")
+	flowsLive     = gauge("pgsteer_flows_live", "Flows at the last audit that count as active connections.")
+	flowDrift     = gauge("pgsteer_flow_drift", "Active counts that disagreed with the flow table at the last audit, summed over backends; 0 is right.")
+	flowOrphans   = gauge("pgsteer_flow_orphans", "Halves of flows without the other half at the last audit.")
+	flowCapacity  = gauge("pgsteer_flow_table_capacity", "Entries that the flow table holds; a flow takes two.")
+	flowAuditAge  = gauge("pgsteer_flow_audit_age_seconds", "Time since the last audit of the flow table.")
+	backendActive = gauge("pgsteer_backend_active_connections", "Connections open now.", "service", "backend")
+	backendConns  = counter("pgsteer_backend_connections_total", "Connections ever given to the backend.", "service", "backend")
+	backendBytes  = counter("pgsteer_backend_bytes_total", "IP bytes forwarded; in is towards the backend.", "service", "backend", "direction")
+	backendPkts   = counter("pgsteer_backend_packets_total", "Packets forwarded; in is towards the backend.", "service", "backend", "direction")
+	backendWeight = gauge("pgsteer_backend_weight", "Configured share of the connections.", "service", "backend")
+	backendReach  = gauge("pgsteer_backend_reachable", "1 if the MAC address of the backend's next hop is known.", "service", "backend")
+
+	backendUp      = gauge("pgsteer_backend_up", "1 if the backend takes new connections.", "service", "backend")
+	backendState   = gauge("pgsteer_backend_state", "1 for the state that the backend is in.", "service", "backend", "state")
+	backendChanged = gauge("pgsteer_backend_state_change_timestamp_seconds", "When the backend entered its state.", "service", "backend")
+	backendDowns   = counter("pgsteer_backend_down_transitions_total", "Times that the backend went from up to down.", "service", "backend")
+	backendOutage  = counter("pgsteer_backend_downtime_seconds_total", "Time that the backend has been down.", "service", "backend")
+
+	checks        = counter("pgsteer_health_checks_total", "Finished health checks, by result.", "service", "backend", "result")
+	checkDuration = gauge("pgsteer_health_check_last_duration_seconds", "Time that the last health check took.", "service", "backend")
+	checkTime     = gauge("pgsteer_health_check_last_timestamp_seconds", "When the last health check ended.", "service", "backend")
+
+	vipLease        = gauge("pgsteer_vip_lease_seconds", "Time for which this node may still answer for the address without renewal; 0 means that it is silent.", "router", "address")
+	vrrpState       = gauge("pgsteer_vrrp_state", "1 for the state that the virtual router is in on this node.", "router", "state")
+	vrrpChanged     = gauge("pgsteer_vrrp_state_change_timestamp_seconds", "When the virtual router entered its state.", "router")
+	vrrpPriority    = gauge("pgsteer_vrrp_priority", "This node's priority.", "router")
+	vrrpInterval    = gauge("pgsteer_vrrp_advert_interval_seconds", "This node's time between two adverts.", "router")
+	vrrpPeerAge     = gauge("pgsteer_vrrp_peer_last_advert_age_seconds", "Time since the last valid advert of another node; absent before the first.", "router")
+	vrrpPeerPrio    = gauge("pgsteer_vrrp_peer_priority", "Priority in the last valid advert of another node, 0 if it resigned; absent before the first.", "router")
+	vrrpSent        = counter("pgsteer_vrrp_adverts_sent_total", "Adverts sent, one for each peer.", "router")
+	vrrpSendErrors  = counter("pgsteer_vrrp_advert_send_errors_total", "Adverts that could not be sent.", "router")
+	vrrpReceived    = counter("pgsteer_vrrp_adverts_received_total", "Valid adverts received.", "router")
+	vrrpRefused     = counter("pgsteer_vrrp_adverts_refused_total", "Received packets that were not accepted as adverts, by reason.", "router", "reason")
+	vrrpMismatches  = counter("pgsteer_vrrp_advert_mismatches_total", "Accepted adverts that say that a peer is configured otherwise, by what.", "router", "what")
+	vrrpTransitions = counter("pgsteer_vrrp_transitions_total", "Changes of state.", "router")
+	vrrpActive      = counter("pgsteer_vrrp_became_active_total", "Times that this node took the addresses.", "router")
+	vrrpGARP        = counter("pgsteer_vrrp_garp_sent_total", "Gratuitous ARP frames sent.", "router")
+	vrrpGARPErrors  = counter("pgsteer_vrrp_garp_errors_total", "Gratuitous ARP announcements that failed.", "router")
+	vrrpRestored    = counter("pgsteer_vrrp_addresses_restored_total", "Virtual addresses that somebody took off the interface while this node was active.", "router")
+)
+
+// vrrpStates and backendStates are the label values of the state families:
+// each is always there, so that a query finds a 0 and not a hole.
+var (
+	vrrpStates    = []vrrp.State{vrrp.Init, vrrp.Backup, vrrp.Active}
+	backendStates = []lb.State{lb.Down, lb.Up, lb.Draining, lb.Maintenance}
+	xdpModes      = []string{"native", "generic"}
+)
+
+// A collector makes metrics from snapshots.
+type collector struct{ snapshot func() Snapshot }
+
+func newCollector(snapshot func() Snapshot) *collector { return &collector{snapshot} }
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, m := range all {
+		ch <- m.desc
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	s := c.snapshot()
+	e := emitter(func(m *metric, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(m.desc, m.kind, v, labels...)
+	})
+	e(buildInfo, 1, s.Version, runtime.Version())
+	e(nodeInfo, 1, s.Node, s.Interface)
+	e(datapathUp, oneIf(s.DatapathErr == nil))
+	if s.DatapathErr == nil {
+		e.datapath(&s.Datapath)
+	}
+	e.backends(&s)
+	e.checks(&s)
+	e.routers(&s)
+}
+
+// An emitter sends one value of a family.
+type emitter func(m *metric, v float64, labels ...string)
+
+func (e emitter) datapath(d *lb.DatapathStats) {
+	for _, mode := range xdpModes {
+		e(xdpMode, oneIf(d.Mode == mode), mode)
+	}
+	for _, v := range d.Verdicts {
+		e(verdicts, float64(v.Count), v.Name, v.Action)
+	}
+	e(flows, float64(d.Audit.Flows))
+	e(flowsLive, float64(d.Audit.Live))
+	e(flowDrift, float64(d.Audit.Drift))
+	e(flowOrphans, float64(d.Audit.Orphans))
+	e(flowCapacity, float64(d.Audit.Capacity))
+	e(flowAuditAge, time.Duration(d.Audit.SweptAgo).Seconds())
+	for _, s := range d.Services {
+		for _, b := range s.Backends {
+			e(backendActive, float64(b.Active), s.Name, b.Name)
+			e(backendConns, float64(b.Total), s.Name, b.Name)
+			e(backendBytes, float64(b.BytesIn), s.Name, b.Name, "in")
+			e(backendBytes, float64(b.BytesOut), s.Name, b.Name, "out")
+			e(backendPkts, float64(b.PacketsIn), s.Name, b.Name, "in")
+			e(backendPkts, float64(b.PacketsOut), s.Name, b.Name, "out")
+			e(backendWeight, float64(b.Weight), s.Name, b.Name)
+			e(backendReach, oneIf(b.Reachable), s.Name, b.Name)
+		}
+	}
+	for _, v := range d.VIPs {
+		e(vipLease, max(0, v.Lease.Seconds()), v.Router, v.Addr.String())
+	}
+}
+
+func (e emitter) backends(s *Snapshot) {
+	for _, b := range s.Backends {
+		e(backendUp, oneIf(b.State == lb.Up), b.Service, b.Name)
+		for _, state := range backendStates {
+			e(backendState, oneIf(b.State == state), b.Service, b.Name, state.String())
+		}
+		e(backendChanged, timestamp(b.Since), b.Service, b.Name)
+		e(backendDowns, float64(b.Transitions), b.Service, b.Name)
+		e(backendOutage, b.Downtime.Seconds(), b.Service, b.Name)
+	}
+}
+
+func (e emitter) checks(s *Snapshot) {
+	for _, c := range s.Checks {
+		e(checks, float64(c.Checks-c.Failures), c.Service, c.Backend, "success")
+		e(checks, float64(c.Failures), c.Service, c.Backend, "failure")
+		if c.LastAt.IsZero() {
+			continue // none has finished yet
+		}
+		e(checkDuration, c.LastDuration.Seconds(), c.Service, c.Backend)
+		e(checkTime, timestamp(c.LastAt), c.Service, c.Backend)
+	}
+}
+
+func (e emitter) routers(s *Snapshot) {
+	for _, r := range s.Routers {
+		for _, state := range vrrpStates {
+			e(vrrpState, oneIf(r.State == state), r.Name, state.String())
+		}
+		e(vrrpChanged, timestamp(r.Since), r.Name)
+		e(vrrpPriority, float64(r.Priority), r.Name)
+		e(vrrpInterval, r.AdvertInterval.Seconds(), r.Name)
+		if r.Peer.Address.IsValid() {
+			e(vrrpPeerAge, r.Peer.Ago.Seconds(), r.Name)
+			e(vrrpPeerPrio, float64(r.Peer.Priority), r.Name)
+		}
+		e(vrrpSent, float64(r.Sent), r.Name)
+		e(vrrpSendErrors, float64(r.SendErrors), r.Name)
+		e(vrrpReceived, float64(r.Received), r.Name)
+		for _, c := range r.Refused {
+			e(vrrpRefused, float64(c.Count), r.Name, c.Reason)
+		}
+		e(vrrpMismatches, float64(r.IntervalMismatches), r.Name, "interval")
+		e(vrrpMismatches, float64(r.AddressMismatches), r.Name, "addresses")
+		e(vrrpTransitions, float64(r.Transitions), r.Name)
+		e(vrrpActive, float64(r.BecameActive), r.Name)
+		e(vrrpGARP, float64(r.GratuitousARP), r.Name)
+		e(vrrpGARPErrors, float64(r.GratuitousErrors), r.Name)
+		e(vrrpRestored, float64(r.Restored), r.Name)
+	}
+}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func timestamp(t time.Time) float64 { return float64(t.UnixMilli()) / 1e3 }

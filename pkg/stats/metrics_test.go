@@ -1,0 +1,112 @@
+package stats
+
+import (
+	"errors"
+	"flag"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/pgsteer/pgsteer/pkg/lb"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// gather scrapes s through a checked registry, which refuses descriptions that
+// are inconsistent and values that stand twice.
+func gather(t *testing.T, s Snapshot) string {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	if err := registry.Register(newCollector(func() Snapshot { return s })); err != nil {
+		t.Fatal(err)
+	}
+	problems, err := testutil.GatherAndLint(registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("promlint: %s: %s", p.Metric, p.Text)
+	}
+	handler, err := newHandler(Config{Snapshot: func() Snapshot { return s }, Log: discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var own strings.Builder
+	for line := range strings.Lines(get(handler, "/metrics").Body.String()) {
+		if strings.Contains(line, "pgsteer_") {
+			own.WriteString(line)
+		}
+	}
+	return own.String()
+}
+
+// TestMetrics holds every family with its help, type, labels and value.
+func TestMetrics(t *testing.T) {
+	s := sample()
+	s.Version = "v0.1.0"
+	got := gather(t, s)
+	const path = "testdata/metrics.golden"
+	// The Go version is that of the test.
+	lines := strings.SplitAfter(got, "\n")
+	for i, l := range lines {
+		if strings.HasPrefix(l, "pgsteer_build_info") {
+			if l != "pgsteer_build_info{goversion=\""+goVersion+"\",version=\"v0.1.0\"} 1\n" {
+				t.Errorf("build info: %s", l)
+			}
+			lines[i] = ""
+		}
+	}
+	got = strings.Join(lines, "")
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("\n got:\n%s\nwant:\n%s", got, want)
+	}
+	for _, m := range all {
+		if !strings.Contains(got, "# TYPE "+m.name+" ") && m.name != "pgsteer_build_info" {
+			t.Errorf("%s is defined, but the sample has no value for it", m.name)
+		}
+	}
+}
+
+// TestMetricsWithoutDatapath checks that what could not be read is absent and
+// that the rest is there.
+func TestMetricsWithoutDatapath(t *testing.T) {
+	s := sample()
+	s.Datapath, s.DatapathErr = lb.DatapathStats{}, errors.New("odd")
+	got := gather(t, s)
+	for _, want := range []string{
+		"pgsteer_datapath_up 0\n",
+		"pgsteer_backend_up{backend=\"pooler1\",service=\"postgres\"} 1\n",
+		"pgsteer_vrrp_state{router=\"main\",state=\"active\"} 1\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is missing", want)
+		}
+	}
+	for _, absent := range []string{"pgsteer_backend_active_connections", "pgsteer_verdicts_total", "pgsteer_flow", "pgsteer_xdp_mode", "pgsteer_vip_lease"} {
+		if strings.Contains(got, absent) {
+			t.Errorf("%s is there", absent)
+		}
+	}
+}
+
+// TestMetricsOfEmptySnapshot checks that nothing is made up.
+func TestMetricsOfEmptySnapshot(t *testing.T) {
+	got := gather(t, Snapshot{})
+	for line := range strings.Lines(got) {
+		if strings.Contains(line, "backend=") || strings.Contains(line, "router=") {
+			t.Errorf("unexpected %s", line)
+		}
+	}
+}

@@ -1,0 +1,158 @@
+package stats
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/net/netutil"
+)
+
+const (
+	// headerTimeout bounds how long a client may take to ask, writeTimeout how
+	// long to take the answer; the answers are a few kilobytes.
+	headerTimeout = 5 * time.Second
+	writeTimeout  = 20 * time.Second
+	idleTimeout   = 60 * time.Second
+	// maxConns keeps descriptors for health checks and adverts, whoever floods
+	// the port. A browser takes six, a scraper one.
+	maxConns = 64
+	// maxHeader is enough for a browser's cookies from a neighbouring port.
+	maxHeader = 16 << 10
+	// drainTimeout is how long answers under way may take when stopping.
+	drainTimeout = time.Second
+)
+
+// Config says where to serve and what.
+type Config struct {
+	Listen   string          // ADDRESS:PORT or :PORT
+	Snapshot func() Snapshot // called for each request; safe for concurrent use
+	Log      *slog.Logger
+}
+
+// Server serves /stats, /metrics and /healthz.
+type Server struct {
+	ln  net.Listener
+	srv *http.Server
+	log *slog.Logger
+}
+
+// Open binds the port. A port that is taken is an error here, not in Run.
+func Open(cfg Config) (*Server, error) {
+	handler, err := newHandler(cfg)
+	if err != nil {
+		return nil, err
+	}
+	ln, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("opening the stats port: %w", err)
+	}
+	return &Server{
+		ln:  netutil.LimitListener(ln, maxConns),
+		log: cfg.Log,
+		srv: &http.Server{
+			Handler:           handler,
+			ReadHeaderTimeout: headerTimeout,
+			ReadTimeout:       headerTimeout,
+			WriteTimeout:      writeTimeout,
+			IdleTimeout:       idleTimeout,
+			MaxHeaderBytes:    maxHeader,
+			ErrorLog:          slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
+		},
+	}, nil
+}
+
+// Addr is the address that the server listens on.
+func (s *Server) Addr() net.Addr { return s.ln.Addr() }
+
+// Run serves until ctx ends, then lets the answers under way finish for a
+// second, and returns nil.
+func (s *Server) Run(ctx context.Context) error {
+	served := make(chan error, 1)
+	go func() { served <- s.srv.Serve(s.ln) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serving the stats port: %w", err)
+	case <-ctx.Done():
+	}
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	if err := s.srv.Shutdown(drain); err != nil {
+		s.log.Debug("cut off a slow client of the stats port", "error", err)
+		if err := s.srv.Close(); err != nil {
+			s.log.Debug("closing the stats port", "error", err)
+		}
+	}
+	<-served
+	return nil
+}
+
+// Close releases the port. It is needed where Run was never called and does no
+// harm after it.
+func (s *Server) Close() error {
+	if err := s.ln.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("closing the stats port: %w", err)
+	}
+	return nil
+}
+
+// newHandler routes the paths. The patterns take GET and HEAD only; the mux
+// answers 405 to the rest.
+func newHandler(cfg Config) (http.Handler, error) {
+	registry := prometheus.NewRegistry()
+	for _, c := range []prometheus.Collector{
+		newCollector(cfg.Snapshot),
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	} {
+		if err := registry.Register(c); err != nil {
+			return nil, fmt.Errorf("registering metrics: %w", err)
+		}
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+		ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelError),
+		// What can be told is told, with the error in the log.
+		ErrorHandling: promhttp.ContinueOnError,
+	}))
+	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, r *http.Request) {
+		var buf bytes.Buffer
+		snapshot := cfg.Snapshot()
+		if err := writePage(&buf, &snapshot, r.URL.Query().Has("norefresh")); err != nil {
+			cfg.Log.Error("rendering the stats page", "error", err)
+			http.Error(w, "rendering the stats page failed; see the log", http.StatusInternalServerError)
+			return
+		}
+		h := w.Header()
+		h.Set("Content-Type", "text/html; charset=utf-8")
+		h.Set("Cache-Control", "no-store")
+		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		if _, err := w.Write(buf.Bytes()); err != nil {
+			cfg.Log.Debug("sending the stats page", "error", err)
+		}
+	})
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		snapshot := cfg.Snapshot()
+		if err := snapshot.Unwell(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		if _, err := fmt.Fprintln(w, "ok"); err != nil {
+			cfg.Log.Debug("answering /healthz", "error", err)
+		}
+	})
+	mux.Handle("GET /{$}", http.RedirectHandler("/stats", http.StatusSeeOther))
+	return mux, nil
+}
