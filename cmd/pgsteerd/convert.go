@@ -1,0 +1,103 @@
+package main
+
+import (
+	"log/slog"
+
+	"github.com/pgsteer/pgsteer/pkg/config"
+	"github.com/pgsteer/pgsteer/pkg/health"
+	"github.com/pgsteer/pgsteer/pkg/lb"
+	"github.com/pgsteer/pgsteer/pkg/vrrp"
+	"github.com/pgsteer/pgsteer/pkg/xdp"
+)
+
+// The functions here put the validated configuration into the words of the
+// parts, which do not know it.
+
+func balancerConfig(cfg *config.Config, log *slog.Logger) xdp.Config {
+	return xdp.Config{
+		Interface:     cfg.Interface,
+		Mode:          cfg.XDP.Mode,
+		TX:            cfg.XDP.TX,
+		PinPath:       cfg.XDP.PinPath,
+		FlowTableSize: cfg.XDP.FlowTableSize,
+		SNATLow:       cfg.XDP.SNATLow,
+		SNATHigh:      cfg.XDP.SNATHigh,
+		Timeouts: xdp.Timeouts{
+			SYN:         cfg.Timeouts.SYN,
+			Established: cfg.Timeouts.Established,
+			FIN:         cfg.Timeouts.FIN,
+			TimeWait:    cfg.Timeouts.TimeWait,
+			Reset:       cfg.Timeouts.Reset,
+		},
+		SweepInterval: cfg.XDP.SweepInterval,
+		Log:           log,
+	}
+}
+
+func services(cfg *config.Config) []lb.Service {
+	var all []lb.Service
+	for _, s := range cfg.Services {
+		service := lb.Service{Name: s.Name, Addr: s.Addr, Scheduler: s.Scheduler}
+		for _, b := range s.Backends {
+			service.Backends = append(service.Backends, lb.Backend{Name: b.Name, Addr: b.Addr, Weight: b.Weight})
+		}
+		all = append(all, service)
+	}
+	return all
+}
+
+func targets(cfg *config.Config) []health.Target {
+	var all []health.Target
+	for _, s := range cfg.Services {
+		check := health.TCP()
+		if s.Check.Type == "postgres" {
+			check = health.Postgres(health.PostgresOptions{
+				User:            s.Check.User,
+				Database:        s.Check.Database,
+				ApplicationName: "pgsteer " + cfg.Node,
+			})
+		}
+		for _, b := range s.Backends {
+			all = append(all, health.Target{
+				Service:   s.Name,
+				Backend:   b.Name,
+				Addr:      b.Addr,
+				Check:     check,
+				CheckName: s.Check.Type,
+				Interval:  s.Check.Interval,
+				Timeout:   s.Check.Timeout,
+				Fall:      s.Check.Fall,
+				Rise:      s.Check.Rise,
+			})
+		}
+	}
+	return all
+}
+
+func vips(cfg *config.Config) []lb.VIPStats {
+	var all []lb.VIPStats
+	for _, r := range cfg.VirtualRouters {
+		for _, p := range r.Addresses {
+			all = append(all, lb.VIPStats{Addr: p.Addr(), Router: r.Name, VRID: r.VRID, Priority: r.Priority})
+		}
+	}
+	return all
+}
+
+func routerConfig(cfg *config.Config, r config.VirtualRouter, f *fence, log *slog.Logger) vrrp.Config {
+	return vrrp.Config{
+		Name:                 r.Name,
+		Interface:            cfg.Interface,
+		VRID:                 r.VRID,
+		Priority:             r.Priority,
+		AdvertInterval:       r.AdvertInterval,
+		Preempt:              r.Preempt,
+		Addresses:            r.Addresses,
+		Source:               r.Source,
+		Peers:                r.Peers,
+		ChecksumPseudoHeader: r.ChecksumPseudoHeader,
+		Log:                  log,
+		Fence:                f,
+		OnTransition:         f.transition,
+	}
+}

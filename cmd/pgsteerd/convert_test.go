@@ -1,0 +1,102 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+
+	"github.com/pgsteer/pgsteer/pkg/config"
+	"github.com/pgsteer/pgsteer/pkg/lb"
+)
+
+// full is the configuration in which every key has a value of its own.
+func full(t *testing.T) *config.Config {
+	t.Helper()
+	path := filepath.Join("..", "..", "pkg", "config", "testdata", "full.yaml")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := config.Parse(path, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+// missing lists the fields of a struct that have their zero value.
+func missing(v any, except ...string) []string {
+	var names []string
+	value := reflect.ValueOf(v)
+fields:
+	for i := range value.NumField() {
+		name := value.Type().Field(i).Name
+		for _, e := range except {
+			if name == e {
+				continue fields
+			}
+		}
+		if value.Field(i).IsZero() {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// TestNothingIsForgotten checks that every field of what the parts are
+// configured with comes from the configuration.
+func TestNothingIsForgotten(t *testing.T) {
+	cfg := full(t)
+	x := balancerConfig(cfg, discard)
+	if m := missing(x); len(m) > 0 {
+		t.Errorf("xdp.Config: %v", m)
+	}
+	if m := missing(x.Timeouts); len(m) > 0 {
+		t.Errorf("xdp.Timeouts: %v", m)
+	}
+	_, f := testFence()
+	if m := missing(routerConfig(cfg, cfg.VirtualRouters[0], f, discard)); len(m) > 0 {
+		t.Errorf("vrrp.Config: %v", m)
+	}
+	for _, target := range targets(cfg) {
+		if m := missing(target); len(m) > 0 {
+			t.Errorf("health.Target: %v", m)
+		}
+	}
+	for _, s := range services(cfg) {
+		if m := missing(s, "Scheduler"); len(m) > 0 {
+			t.Errorf("lb.Service: %v", m)
+		}
+		for _, b := range s.Backends {
+			if m := missing(b, "State"); len(m) > 0 {
+				t.Errorf("lb.Backend: %v", m)
+			}
+		}
+	}
+	for _, v := range vips(cfg) {
+		if m := missing(v, "State", "Since", "Lease"); len(m) > 0 {
+			t.Errorf("lb.VIPStats: %v", m)
+		}
+	}
+}
+
+func TestConversion(t *testing.T) {
+	cfg := full(t)
+	got := services(cfg)
+	if len(got) != 3 || got[0].Name != "postgres" || got[0].Addr != cfg.Services[0].Addr || got[0].Backends[1] != (lb.Backend{
+		Name: "pooler2", Addr: cfg.Services[0].Backends[1].Addr, Weight: 256,
+	}) {
+		t.Errorf("services: %+v", got)
+	}
+	all := targets(cfg)
+	if len(all) != 4 {
+		t.Fatalf("%d targets", len(all))
+	}
+	if v := all[3]; v.Service != "plain" || v.Backend != "pooler1" || v.CheckName != "tcp" {
+		t.Errorf("last target: %+v", v)
+	}
+	if v := vips(cfg); len(v) != 2 || v[1].Addr != vip2 || v[1].Router != "main" || v[1].VRID != 51 || v[1].Priority != 101 {
+		t.Errorf("virtual addresses: %+v", v)
+	}
+}

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/pgsteer/pgsteer/pkg/config"
+	"github.com/pgsteer/pgsteer/pkg/health"
+	"github.com/pgsteer/pgsteer/pkg/lb"
+	"github.com/pgsteer/pgsteer/pkg/stats"
+	"github.com/pgsteer/pgsteer/pkg/vrrp"
+	"github.com/pgsteer/pgsteer/pkg/xdp"
+)
+
+// A balancerDaemon is the parts of the daemon and what ties them together.
+type balancerDaemon struct {
+	cfg     *config.Config
+	log     *slog.Logger
+	started time.Time
+
+	balancer   *xdp.Balancer
+	controller *lb.Controller
+	checker    *health.Checker
+	routers    []*vrrp.Router
+	stats      *stats.Server
+	device     *device
+	supervisor *supervisor
+	notify     func(string)
+
+	closers []io.Closer // in the order of opening
+}
+
+// open acquires everything that the daemon needs. It begins with what touches
+// nothing (the stats port, the lock), so that a second daemon, or one that
+// cannot run, leaves the first in peace.
+func open(cfg *config.Config, log *slog.Logger) (_ *balancerDaemon, err error) {
+	d := &balancerDaemon{cfg: cfg, log: log, started: time.Now(), notify: newNotifier(log)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.close())
+		}
+	}()
+	watchdog, err := watchdogInterval()
+	if err != nil {
+		return nil, err
+	}
+	d.supervisor = &supervisor{log: log, notify: d.notify, watchdog: watchdog}
+	if d.stats, err = stats.Open(stats.Config{Listen: cfg.Stats.Listen, Snapshot: d.snapshot, Log: log}); err != nil {
+		return nil, err
+	}
+	d.closers = append(d.closers, d.stats)
+	if d.device, err = openDevice(cfg.Interface); err != nil {
+		return nil, err
+	}
+	d.closers = append(d.closers, d.device)
+	if err := d.openBalancer(); err != nil {
+		return nil, err
+	}
+	d.controller = lb.NewController(d.balancer, log)
+	if err := d.controller.SetServices(services(cfg)); err != nil {
+		return nil, err
+	}
+	d.checker = health.New(targets(cfg), log)
+	if err := d.openRouters(); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// openBalancer locks the pins and loads the XDP program.
+func (d *balancerDaemon) openBalancer() error {
+	lock, err := lockPins(d.cfg.XDP.PinPath)
+	if err != nil {
+		return err
+	}
+	if lock != nil {
+		d.closers = append(d.closers, lock)
+	}
+	if d.balancer, err = xdp.Open(balancerConfig(d.cfg, d.log)); err != nil {
+		return err
+	}
+	d.closers = append(d.closers, d.balancer)
+	if lock != nil {
+		return nil
+	}
+	// The directory did not exist before.
+	if lock, err = lockPins(d.cfg.XDP.PinPath); err != nil {
+		return err
+	}
+	if lock == nil {
+		return fmt.Errorf("the pin directory %s vanished", d.cfg.XDP.PinPath)
+	}
+	d.closers = append(d.closers, lock)
+	return nil
+}
+
+// openRouters tells the datapath the virtual addresses and opens the routers.
+func (d *balancerDaemon) openRouters() error {
+	if err := d.balancer.SetVIPs(vips(d.cfg)); err != nil {
+		return fmt.Errorf("configuring the virtual addresses: %w", err)
+	}
+	for _, c := range d.cfg.VirtualRouters {
+		f := newFence(d.balancer, c.Addresses, d.log)
+		r, err := vrrp.Open(routerConfig(d.cfg, c, f, d.log))
+		if err != nil {
+			return err
+		}
+		d.closers = append(d.closers, r)
+		d.routers = append(d.routers, r)
+		d.supervisor.add(r.Snapshot, f)
+	}
+	return nil
+}
+
+// close releases everything in the opposite order. The XDP program stays
+// attached.
+func (d *balancerDaemon) close() error {
+	var errs []error
+	for _, c := range slices.Backward(d.closers) {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// run serves until ctx ends. The virtual routers stop first: they give the
+// addresses to another node while everything else still works.
+func (d *balancerDaemon) run(ctx context.Context) error {
+	stopping := context.AfterFunc(ctx, func() {
+		d.log.Info("stopping: giving up the virtual addresses")
+		d.notify(sd.SdNotifyStopping)
+	})
+	defer stopping()
+
+	var routers []part
+	for i, r := range d.routers {
+		routers = append(routers, part{"virtual router " + d.cfg.VirtualRouters[i].Name, r.Run})
+	}
+	base := []part{
+		{"the datapath", d.balancer.Run},
+		{"the health checks", d.checker.Run},
+		{"the controller", d.steer},
+		{"the stats server", d.stats.Run},
+		{"the supervisor", d.supervisor.run},
+		{"the interface watch", d.device.run},
+		{"the signal handler", d.ignoreHangup},
+	}
+	d.notify(sd.SdNotifyReady)
+	return runParts(ctx, routers, base)
+}
+
+// steer hands what the health checks find to the controller.
+func (d *balancerDaemon) steer(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case t := <-d.checker.Transitions():
+			if err := d.controller.SetHealth(t.Service, t.Backend, t.Up, t.Reason); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// ignoreHangup answers SIGHUP, which would end the process otherwise.
+func (d *balancerDaemon) ignoreHangup(ctx context.Context) error {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangups:
+			d.log.Warn("ignoring SIGHUP: the configuration is read only at the start; restart to change it")
+		}
+	}
+}
+
+// snapshot gathers what the parts know. It is called by the stats server only
+// while it runs, when all of them are open.
+func (d *balancerDaemon) snapshot() stats.Snapshot {
+	s := stats.Snapshot{
+		Node:      d.cfg.Node,
+		Interface: d.cfg.Interface,
+		Version:   version(),
+		PID:       os.Getpid(),
+		Started:   d.started,
+		Backends:  d.controller.Snapshot(),
+		Checks:    d.checker.Snapshot(),
+	}
+	s.Datapath, s.DatapathErr = d.balancer.Stats()
+	for _, r := range d.routers {
+		s.Routers = append(s.Routers, r.Snapshot())
+	}
+	s.Now = time.Now()
+	return s
+}
