@@ -1,0 +1,228 @@
+package lab
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"text/template"
+	"time"
+)
+
+// BalancerOptions are the settings of pgsteerd that a lab can change. Zero
+// values mean the classic figures.
+type BalancerOptions struct {
+	XDPMode        string        `json:"xdp_mode"`        // auto, native or generic; default auto
+	TX             string        `json:"tx"`              // tx or redirect; default tx
+	FlowTableSize  uint32        `json:"flow_table_size"` // entries, two per flow; default 524288
+	SYN            time.Duration `json:"syn"`             // default 10 s
+	Established    time.Duration `json:"established"`     // default 24 h
+	FIN            time.Duration `json:"fin"`             // default 120 s
+	TimeWait       time.Duration `json:"time_wait"`       // default 60 s
+	Reset          time.Duration `json:"reset"`           // default 10 s
+	SweepInterval  time.Duration `json:"sweep_interval"`  // default 1 s
+	CheckType      string        `json:"check_type"`      // tcp or postgres; default postgres
+	CheckInterval  time.Duration `json:"check_interval"`  // default 2 s
+	CheckTimeout   time.Duration `json:"check_timeout"`   // default 1 s, or the interval if that is less
+	Fall           int           `json:"fall"`            // default 3
+	Rise           int           `json:"rise"`            // default 2
+	AdvertInterval time.Duration `json:"advert_interval"` // default 100 ms
+	Preempt        bool          `json:"preempt"`         // default false
+	LogLevel       string        `json:"log_level"`       // default info
+}
+
+// PoolerOptions are the settings of pgsteer-pooler that a lab can change. Zero
+// values mean the classic figures.
+type PoolerOptions struct {
+	PoolSize    int `json:"pool_size"`    // servers per database and user; default 70
+	MaxClients  int `json:"max_clients"`  // default 4000
+	MaxPrepared int `json:"max_prepared"` // prepared statements per server; default 200
+}
+
+func setDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+func (b *BalancerOptions) setDefaults() {
+	setDefault(&b.XDPMode, "auto")
+	setDefault(&b.TX, "tx")
+	setDefault(&b.FlowTableSize, 524288)
+	setDefault(&b.SYN, 10*time.Second)
+	setDefault(&b.Established, 24*time.Hour)
+	setDefault(&b.FIN, 120*time.Second)
+	setDefault(&b.TimeWait, 60*time.Second)
+	setDefault(&b.Reset, 10*time.Second)
+	setDefault(&b.SweepInterval, time.Second)
+	setDefault(&b.CheckType, "postgres")
+	setDefault(&b.CheckInterval, 2*time.Second)
+	setDefault(&b.CheckTimeout, min(time.Second, b.CheckInterval))
+	setDefault(&b.Fall, 3)
+	setDefault(&b.Rise, 2)
+	setDefault(&b.AdvertInterval, 100*time.Millisecond)
+	setDefault(&b.LogLevel, "info")
+}
+
+func (p *PoolerOptions) setDefaults() {
+	setDefault(&p.PoolSize, 70)
+	setDefault(&p.MaxClients, 4000)
+	setDefault(&p.MaxPrepared, 200)
+}
+
+// balancerConfig is pgsteerd's file, as on a balancer VM but for the pin path.
+var balancerConfig = template.Must(template.New("pgsteerd").Parse(`# Written by pgsteer-lab.
+node: {{.Node}}
+interface: {{.Interface}}
+xdp:
+  mode: {{.XDPMode}}
+  tx: {{.TX}}
+  pin_path: {{.PinPath}}
+  flow_table_size: {{.FlowTableSize}}
+  snat_ports: 10240-65535
+  sweep_interval: {{.SweepInterval}}
+timeouts:
+  syn: {{.SYN}}
+  established: {{.Established}}
+  fin: {{.FIN}}
+  time_wait: {{.TimeWait}}
+  reset: {{.Reset}}
+services:
+  - name: {{.ServiceName}}
+    address: {{.Service}}
+    scheduler: leastconn
+    check:
+      type: {{.CheckType}}
+      interval: {{.CheckInterval}}
+      timeout: {{.CheckTimeout}}
+      fall: {{.Fall}}
+      rise: {{.Rise}}
+{{- if eq .CheckType "postgres"}}
+      user: {{.CheckUser}}
+      database: {{.Database}}
+{{- end}}
+    backends:
+{{- range .Backends}}
+      - {name: {{.Name}}, address: "{{.Addr}}", weight: 1}
+{{- end}}
+virtual_routers:
+  - name: main
+    vrid: {{.RouterID}}
+    priority: {{.Priority}}
+    advert_interval: {{.AdvertInterval}}
+    preempt: {{.Preempt}}
+    addresses: [{{.VIP}}/32]
+    source: {{.Source}}
+    peers: [{{.Peer}}]
+stats: {listen: ":{{.StatsPort}}"}
+log: {level: {{.LogLevel}}, format: text}
+`))
+
+type balancerValues struct {
+	BalancerOptions
+	Node, Interface, PinPath, ServiceName, Service, CheckUser, Database, VIP string
+	Backends                                                                 []backendValues
+	RouterID, StatsPort                                                      int
+	Priority                                                                 uint8
+	Source, Peer                                                             netip.Addr
+}
+
+type backendValues struct {
+	Name string
+	Addr netip.AddrPort
+}
+
+// poolerConfig is a pgbouncer.ini with the classic figures.
+var poolerConfig = template.Must(template.New("pooler").Parse(`; Written by pgsteer-lab.
+[databases]
+* = host={{.DBHost}} port={{.DBPort}}
+
+[pgbouncer]
+listen_addr = {{.Addr}}
+listen_port = {{.Port}}
+listen_backlog = 4096
+auth_type = scram-sha-256
+auth_file = {{.AuthFile}}
+pool_mode = transaction
+default_pool_size = {{.PoolSize}}
+max_client_conn = {{.MaxClients}}
+max_prepared_statements = {{.MaxPrepared}}
+`))
+
+type poolerValues struct {
+	PoolerOptions
+	DBHost, Addr netip.Addr
+	DBPort, Port int
+	AuthFile     string
+}
+
+func (l *Lab) confFile(name string) string { return filepath.Join(l.dir, "conf", name) }
+
+// PinPath is where a balancer's maps are pinned, in the lab's own BPF file
+// system.
+func (l *Lab) PinPath(balancer string) string { return filepath.Join(l.dir, "bpf", balancer) }
+
+// poolerAddr is where a pooler listens.
+func poolerAddr(i int) netip.AddrPort {
+	return netip.AddrPortFrom(mustHost(Pooler).addr, uint16(poolerPort+i))
+}
+
+// writeConfigs writes every file that the daemons read.
+func (l *Lab) writeConfigs(st *state) error {
+	for _, name := range Balancers() {
+		h := mustHost(name)
+		v := balancerValues{
+			BalancerOptions: st.Options.Balancer,
+			Node:            name, Interface: hostLink, PinPath: l.PinPath(name),
+			ServiceName: ServiceName, Service: Service, CheckUser: checkUser, Database: Database,
+			VIP: vipAddr, RouterID: RouterID, StatsPort: StatsPort, Priority: h.priority,
+			Source: h.addr, Peer: peerOf(h).addr,
+		}
+		for i := range PoolerCount {
+			v.Backends = append(v.Backends, backendValues{Name: poolerName(i), Addr: poolerAddr(i)})
+		}
+		if err := writeTemplate(l.confFile(name+".yaml"), balancerConfig, v); err != nil {
+			return err
+		}
+	}
+	for i := range PoolerCount {
+		v := poolerValues{
+			PoolerOptions: st.Options.Pooler,
+			DBHost:        mustHost(DB).addr, DBPort: dbPort,
+			Addr: poolerAddr(i).Addr(), Port: int(poolerAddr(i).Port()),
+			AuthFile: l.confFile("userlist.txt"),
+		}
+		if err := writeTemplate(l.confFile(poolerName(i)+".ini"), poolerConfig, v); err != nil {
+			return err
+		}
+	}
+	return l.writeUserlist(st)
+}
+
+// writeUserlist writes the poolers' accounts. The passwords are in clear text
+// because the pooler needs them to log in to the server as well; only the
+// poolers' user may read them.
+func (l *Lab) writeUserlist(st *state) error {
+	var b bytes.Buffer
+	for _, user := range []string{Database, checkUser} {
+		fmt.Fprintf(&b, "%q %q\n", user, st.Passwords[user])
+	}
+	user, err := unprivilegedUser("nobody")
+	if err != nil {
+		return err
+	}
+	return writeFileFor(l.confFile("userlist.txt"), b.Bytes(), 0o400, user)
+}
+
+func writeTemplate(path string, t *template.Template, values any) error {
+	var b bytes.Buffer
+	if err := t.Execute(&b, values); err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	if err := os.WriteFile(path, b.Bytes(), 0o644); err != nil {
+		return fmt.Errorf("writing a configuration: %w", err)
+	}
+	return nil
+}
