@@ -30,6 +30,7 @@
 #include "scheduler.h"
 #include "nat.h"
 #include "reply.h"
+#include "redispatch.h"
 
 static __always_inline bool same_mac(const __u8 *a, const volatile __u8 *b)
 {
@@ -114,10 +115,17 @@ static __always_inline enum verdict forward(struct packet *p, struct flow *half,
 	return verdict;
 }
 
-static __always_inline enum verdict reverse(struct packet *p, struct flow *half)
+static __always_inline enum verdict reverse(struct xdp_md *ctx,
+					    struct packet *p, struct flow *half)
 {
 	touch(half, p);
 	count_traffic(half->backend, p->len, false);
+	if (p->tcp->rst) {
+		enum verdict verdict = redispatch_refused(ctx, p, half);
+
+		if (verdict != TX_REVERSE)
+			return verdict;
+	}
 	if (p->tcp->syn || p->tcp->fin || p->tcp->rst)
 		flow_track_backend(half, p->tcp);
 	nat_rewrite(p, half, half->client_mac);
@@ -147,6 +155,7 @@ static __always_inline enum verdict handle_miss(struct xdp_md *ctx,
 						struct packet *p)
 {
 	struct service *service = find_service(p);
+	struct opening o = { .key = p->key, .now = p->now };
 	enum verdict verdict;
 	struct flow *half = NULL;
 
@@ -157,9 +166,13 @@ static __always_inline enum verdict handle_miss(struct xdp_md *ctx,
 		return reply_rst(ctx, p, TX_RST_CLIENT);
 	if (p->ip->ttl <= 1)
 		return DROP_TTL;
-	verdict = nat_open(p, service, &half);
-	if (verdict == TX_NEW)
-		return half ? forward(p, half, TX_NEW) : DROP_RACE;
+	o.service = service->id;
+	__builtin_memcpy(o.client_mac, p->eth->h_source, 6);
+	verdict = nat_open(&o, &half);
+	if (verdict == TX_NEW && half) {
+		remember_syn(p, (void *)(long)ctx->data_end, o.excluded);
+		return forward(p, half, TX_NEW);
+	}
 	if (verdict >= DROP_FENCED)
 		return verdict;
 	return reply_rst(ctx, p, verdict);
@@ -170,6 +183,7 @@ static __always_inline enum verdict handle_tcp(struct xdp_md *ctx,
 					       const struct vip *vip)
 {
 	struct flow *half = bpf_map_lookup_elem(&flows, &p->key);
+	enum verdict verdict = TX_FORWARD;
 
 	if (p->now >= vip->lease_until)
 		return half || find_service(p) || is_backend(p) ? DROP_FENCED :
@@ -179,7 +193,7 @@ static __always_inline enum verdict handle_tcp(struct xdp_md *ctx,
 	if (!half)
 		return handle_miss(ctx, p);
 	if (!(half->flags & FLOW_FORWARD))
-		return reverse(p, half);
+		return reverse(ctx, p, half);
 	/*
 	 * A new connection from an old one's port: schedule it afresh. Whoever
 	 * takes the entry removes it; another CPU's copy of the SYN is dropped.
@@ -190,7 +204,16 @@ static __always_inline enum verdict handle_tcp(struct xdp_md *ctx,
 		flow_remove(half, &p->key);
 		return handle_miss(ctx, p);
 	}
-	return forward(p, half, TX_FORWARD);
+	if (p->tcp->syn && !p->tcp->ack &&
+	    !(half->flags & (FLOW_SYN_ACK | FLOW_CLOSED)) &&
+	    p->now - half->created > SILENCE) {
+		verdict = redispatch_silent(p, &half);
+		if (verdict >= DROP_FENCED)
+			return verdict;
+		if (!half)
+			return reply_rst(ctx, p, verdict);
+	}
+	return forward(p, half, verdict);
 }
 
 static __always_inline enum verdict handle_ip(struct xdp_md *ctx,

@@ -26,6 +26,28 @@
 /* Backends tried in turn when the first choice has no free SNAT port. */
 #define BACKEND_TRIES 3
 
+/* Bytes of options that a TCP header can have (RFC 9293, 3.1). */
+#define MAX_TCP_OPTIONS 40
+
+/*
+ * Half-open flows whose SYN is remembered. The least recent ones are forgotten:
+ * they lose no more than the offer to another backend.
+ */
+#define HANDSHAKES 65536
+
+/*
+ * A backend that refused a connection is the last choice for this long, in
+ * nanoseconds: one interval of the health checks, whose word then counts.
+ */
+const volatile __u64 suspect_time = 2000000000ULL;
+
+/*
+ * A SYN sent again sooner than this is a duplicate of the network, not a
+ * client that got no answer: the first retransmission comes after 1 s
+ * (RFC 6298, 2.1).
+ */
+#define SILENCE 500000000ULL
+
 /* The interface's own MAC address: what is not addressed to it is not ours. */
 const volatile __u8 own_mac[6] = {};
 

@@ -65,6 +65,14 @@ struct {
 	__type(value, struct flow);
 } flows SEC(".maps");
 
+/* A half-open flow's forward key to its SYN. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, HANDSHAKES);
+	__type(key, struct flow_key);
+	__type(value, struct handshake);
+} handshakes SEC(".maps");
+
 /* Backend index to packets and bytes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

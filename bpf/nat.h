@@ -22,6 +22,16 @@ struct packet {
 	__u16 len; /* IP total length */
 };
 
+/* What it takes to open a flow. */
+struct opening {
+	struct flow_key key;
+	__u8 client_mac[6];
+	__u8 pad[2];
+	__u32 service; /* id */
+	__u64 now;
+	__u64 excluded; /* slots that are not to have it; those tried are added */
+};
+
 static __always_inline __u32 ip_delta(const struct flow_key *from,
 				      const struct flow_key *to)
 {
@@ -40,29 +50,29 @@ static __always_inline __u32 tcp_delta(const struct flow_key *from,
  * Reserve a port: 0, or the error of the last insertion. Errors of map helpers
  * are kept as int: before kernel 6.4 the upper half of the register is garbage.
  */
-static __noinline int reserve_port(const struct packet *p,
+static __noinline int reserve_port(const struct opening *o,
 				   const struct backend *backend,
 				   struct flow *forward)
 {
 	struct flow reverse = {
 		.rewritten = {
-			.saddr = p->key.daddr,
-			.daddr = p->key.saddr,
-			.sport = p->key.dport,
-			.dport = p->key.sport,
+			.saddr = o->key.daddr,
+			.daddr = o->key.saddr,
+			.sport = o->key.dport,
+			.dport = o->key.sport,
 		},
 		.backend = forward->backend,
-		.created = p->now,
-		.seen = p->now,
+		.created = o->now,
+		.seen = o->now,
 	};
 	struct flow_key key = {
 		.saddr = backend->addr,
-		.daddr = p->key.daddr,
+		.daddr = o->key.daddr,
 		.sport = backend->port,
 	};
 	int err = -1;
 
-	__builtin_memcpy(reverse.client_mac, p->eth->h_source, 6);
+	__builtin_memcpy(reverse.client_mac, o->client_mac, 6);
 	reverse.ip_delta = ip_delta(&key, &reverse.rewritten);
 	for (int i = 0; i < SNAT_PROBES; i++) {
 		__u32 port = snat_low + bpf_get_prandom_u32() % snat_count;
@@ -83,39 +93,38 @@ static __noinline int reserve_port(const struct packet *p,
 }
 
 /*
- * Open a flow for a SYN. On success *half is the forward half and the verdict
- * TX_NEW; otherwise the verdict says why not, and nothing is left behind.
+ * Open a flow for a SYN. On success *half is the forward half, the slot has
+ * its bit in o->excluded and the verdict is TX_NEW; otherwise the verdict says
+ * why not, and nothing is left behind.
  */
-static __noinline enum verdict nat_open(struct packet *p,
-					const struct service *service,
-					struct flow **half)
+static __noinline enum verdict nat_open(struct opening *o, struct flow **half)
 {
 	struct flow forward = {
 		.flags = FLOW_FORWARD,
-		.created = p->now,
-		.seen = p->now,
+		.created = o->now,
+		.seen = o->now,
 	};
 	enum verdict verdict = TX_RST_NO_BACKEND;
 	struct flow_key reverse_key;
-	__u64 tried = 0;
 	int err;
 
-	__builtin_memcpy(forward.client_mac, p->eth->h_source, 6);
+	__builtin_memcpy(forward.client_mac, o->client_mac, 6);
 	for (int i = 0; i < BACKEND_TRIES; i++) {
 		struct backend *backend;
 		__u32 index;
-		int slot = pick(service->id, tried);
+		int slot = pick(o->service, o->excluded, o->now);
 
 		if (slot < 0 || slot >= MAX_BACKENDS)
 			return verdict;
-		index = service->id * MAX_BACKENDS + slot;
+		o->excluded |= 1ULL << (slot & 63);
+		index = o->service * MAX_BACKENDS + slot;
 		forward.backend = index;
 		backend = bpf_map_lookup_elem(&backends, &index);
 		if (!backend) {
 			load_release(index);
 			return TX_RST_NO_BACKEND;
 		}
-		err = reserve_port(p, backend, &forward);
+		err = reserve_port(o, backend, &forward);
 		if (!err)
 			goto reserved;
 		load_release(index);
@@ -125,17 +134,16 @@ static __noinline enum verdict nat_open(struct packet *p,
 			return DROP_RACE;
 		/* Its ports are taken, by flows in TIME-WAIT perhaps: the next. */
 		verdict = TX_RST_NO_PORT;
-		tried |= 1ULL << (slot & 63);
 	}
 	return verdict;
 
 reserved:
-	forward.ip_delta = ip_delta(&p->key, &forward.rewritten);
-	forward.tcp_delta = tcp_delta(&p->key, &forward.rewritten);
-	err = bpf_map_update_elem(&flows, &p->key, &forward, BPF_NOEXIST);
+	forward.ip_delta = ip_delta(&o->key, &forward.rewritten);
+	forward.tcp_delta = tcp_delta(&o->key, &forward.rewritten);
+	err = bpf_map_update_elem(&flows, &o->key, &forward, BPF_NOEXIST);
 	if (!err) {
-		*half = bpf_map_lookup_elem(&flows, &p->key);
-		return TX_NEW;
+		*half = bpf_map_lookup_elem(&flows, &o->key);
+		return *half ? TX_NEW : DROP_RACE;
 	}
 	reverse_key = flow_peer_key(&forward);
 	bpf_map_delete_elem(&flows, &reverse_key);

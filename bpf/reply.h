@@ -12,6 +12,16 @@
 #define RST_LEN \
 	(sizeof(struct ethhdr) + sizeof(struct iphdr) + sizeof(struct tcphdr))
 
+/* Give the frame another length, at its end. */
+static __always_inline long resize(struct xdp_md *ctx, __u32 len)
+{
+	long have = (long)ctx->data_end - (long)ctx->data;
+
+	/* Without this the compiler subtracts in 32 bits: not for pointers. */
+	asm volatile("" : "+r"(have));
+	return bpf_xdp_adjust_tail(ctx, (long)len - have);
+}
+
 /* Whether one more reset may be sent: a token bucket a CPU. */
 static __always_inline bool rst_allowed(__u64 now)
 {
@@ -72,9 +82,7 @@ static __noinline enum verdict reply_rst(struct xdp_md *ctx, struct packet *p,
 	__builtin_memcpy(src, p->eth->h_dest, 6);
 	__builtin_memcpy(dst, p->eth->h_source, 6);
 
-	data = (void *)(long)ctx->data;
-	end = (void *)(long)ctx->data_end;
-	if (bpf_xdp_adjust_tail(ctx, (int)RST_LEN - (int)(end - data)))
+	if (resize(ctx, RST_LEN))
 		return DROP_REPLY;
 	data = (void *)(long)ctx->data;
 	end = (void *)(long)ctx->data_end;

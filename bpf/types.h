@@ -118,6 +118,21 @@ struct load {
 	__u32 rotor; /* where the next scan begins: ties rotate */
 	__s64 active[MAX_BACKENDS];
 	__u64 total[MAX_BACKENDS];
+	__u64 refused[MAX_BACKENDS]; /* SYNs answered by a reset */
+	__u64 suspect[MAX_BACKENDS]; /* last choice until then: it refused */
+};
+
+/*
+ * What it takes to offer a half-open flow to another backend: the client's SYN
+ * and who has had it.
+ */
+struct handshake {
+	__u64 tried; /* slots, as bits */
+	__be32 seq;
+	__be16 window;
+	__u8 options_len; /* bytes, a multiple of four */
+	__u8 pad;
+	__u8 options[MAX_TCP_OPTIONS]; /* zero beyond options_len */
 };
 
 /* Per CPU. In: client to backend. */

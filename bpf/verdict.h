@@ -23,6 +23,8 @@ enum verdict {
 	TX_NEW, /* a new flow's SYN, scheduled */
 	TX_FORWARD, /* client to backend */
 	TX_REVERSE, /* backend to client */
+	TX_REDISPATCH_REFUSED, /* the SYN, to another backend: one refused it */
+	TX_REDISPATCH_SILENT, /* the same: one did not answer it */
 	TX_RST_CLIENT, /* reset: unknown flow, from a client */
 	TX_RST_BACKEND, /* reset: unknown flow, from a backend */
 	TX_RST_NO_BACKEND, /* reset: no backend takes new flows */

@@ -51,7 +51,7 @@ func sample() *fixture {
 	backend := func(i int, state lb.State, active int64, total uint64) lb.BackendStats {
 		return lb.BackendStats{
 			Name: fmt.Sprintf("pooler%d", i), Addr: netip.AddrPortFrom(netip.MustParseAddr("192.168.1.5"), uint16(6431+i)),
-			State: state, Weight: 1, Reachable: true, MAC: "02:00:00:00:01:05", Active: active, Total: total,
+			State: state, Weight: 1, Reachable: true, MAC: "02:00:00:00:01:05", Active: active, Total: total, Refused: total / 1000,
 			PacketsIn: total * 12, BytesIn: total * 2345, PacketsOut: total * 10, BytesOut: total * 98765,
 		}
 	}

@@ -98,7 +98,7 @@ func showBackends(r reader, out *output) error {
 	}
 	columns := []column{
 		left("SERVICE"), left("BACKEND"), left("ADDRESS"), left("STATE"), right("WEIGHT"), right("ACTIVE"), right("TOTAL"),
-		right("PACKETS-IN"), right("BYTES-IN"), right("PACKETS-OUT"), right("BYTES-OUT"), left("NEXT-HOP"),
+		right("REFUSED"), right("PACKETS-IN"), right("BYTES-IN"), right("PACKETS-OUT"), right("BYTES-OUT"), left("NEXT-HOP"),
 	}
 	return list(out, backends, columns, func(b backendRow) []string {
 		hop := b.MAC
@@ -107,7 +107,7 @@ func showBackends(r reader, out *output) error {
 		}
 		return []string{
 			b.Service, b.Name, b.Addr.String(), b.State.String(), count(b.Weight), count(b.Active), total(b.Total),
-			total(b.PacketsIn), total(b.BytesIn), total(b.PacketsOut), total(b.BytesOut), hop,
+			total(b.Refused), total(b.PacketsIn), total(b.BytesIn), total(b.PacketsOut), total(b.BytesOut), hop,
 		}
 	})
 }

@@ -105,6 +105,7 @@ type BackendStats struct {
 	MAC        string         `json:"mac"`         // next hop's MAC address, empty when unknown
 	Active     int64          `json:"active"`      // flows open now; exact
 	Total      uint64         `json:"total"`       // flows ever scheduled to it
+	Refused    uint64         `json:"refused"`     // SYNs it answered by a reset; others were asked
 	PacketsIn  uint64         `json:"packets_in"`  // client to backend
 	BytesIn    uint64         `json:"bytes_in"`    // IP bytes, client to backend
 	PacketsOut uint64         `json:"packets_out"` // backend to client

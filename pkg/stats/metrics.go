@@ -53,6 +53,7 @@ var (
 	flowAuditAge  = gauge("pgsteer_flow_audit_age_seconds", "Time since the last audit of the flow table.")
 	backendActive = gauge("pgsteer_backend_active_connections", "Connections open now.", "service", "backend")
 	backendConns  = counter("pgsteer_backend_connections_total", "Connections ever given to the backend.", "service", "backend")
+	backendRefuse = counter("pgsteer_backend_refused_total", "Connections that the backend refused; others were asked in its place.", "service", "backend")
 	backendBytes  = counter("pgsteer_backend_bytes_total", "IP bytes forwarded; in is towards the backend.", "service", "backend", "direction")
 	backendPkts   = counter("pgsteer_backend_packets_total", "Packets forwarded; in is towards the backend.", "service", "backend", "direction")
 	backendWeight = gauge("pgsteer_backend_weight", "Configured share of the connections.", "service", "backend")
@@ -144,6 +145,7 @@ func (e emitter) datapath(d *lb.DatapathStats) {
 		for _, b := range s.Backends {
 			e(backendActive, float64(b.Active), s.Name, b.Name)
 			e(backendConns, float64(b.Total), s.Name, b.Name)
+			e(backendRefuse, float64(b.Refused), s.Name, b.Name)
 			e(backendBytes, float64(b.BytesIn), s.Name, b.Name, "in")
 			e(backendBytes, float64(b.BytesOut), s.Name, b.Name, "out")
 			e(backendPkts, float64(b.PacketsIn), s.Name, b.Name, "in")

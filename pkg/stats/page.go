@@ -46,6 +46,7 @@ type backendRow struct {
 	Class                 string // of the table row: its colour
 	Name, Address         string
 	Active, Total         string
+	Refused               string
 	BytesIn, BytesOut     size
 	PacketsIn, PacketsOut string
 	Status, StatusTitle   string
@@ -173,6 +174,7 @@ func serviceTables(s *Snapshot) []serviceTable {
 			weight += int(b.Weight)
 			sum.Active += b.Active
 			sum.Total += b.Total
+			sum.Refused += b.Refused
 			sum.BytesIn += b.BytesIn
 			sum.BytesOut += b.BytesOut
 			sum.PacketsIn += b.PacketsIn
@@ -182,7 +184,7 @@ func serviceTables(s *Snapshot) []serviceTable {
 			sumDowns += st.Transitions
 		}
 		t.Sum = backendRow{
-			Active: grouped(sum.Active), Total: grouped(sum.Total),
+			Active: grouped(sum.Active), Total: grouped(sum.Total), Refused: grouped(sum.Refused),
 			BytesIn: size(sum.BytesIn), BytesOut: size(sum.BytesOut),
 			PacketsIn: grouped(sum.PacketsIn), PacketsOut: grouped(sum.PacketsOut),
 			Status: fmt.Sprintf("%d of %d up", up, len(svc.Backends)),
@@ -197,7 +199,7 @@ func serviceTables(s *Snapshot) []serviceTable {
 func newBackendRow(now time.Time, b lb.BackendStats, st lb.BackendStatus, c health.TargetStatus, checked bool) backendRow {
 	row := backendRow{
 		Class: class(st.State, c, checked), Name: b.Name, Address: b.Addr.String(),
-		Active: grouped(b.Active), Total: grouped(b.Total),
+		Active: grouped(b.Active), Total: grouped(b.Total), Refused: grouped(b.Refused),
 		BytesIn: size(b.BytesIn), BytesOut: size(b.BytesOut),
 		PacketsIn: grouped(b.PacketsIn), PacketsOut: grouped(b.PacketsOut),
 		Status:      brief(now.Sub(st.Since)) + " " + statusWord(st.State, c, checked),

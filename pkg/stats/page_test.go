@@ -50,7 +50,7 @@ func TestPage(t *testing.T) {
 		"192.168.1.100 is owned by this node",
 		"main 51 101 active 1h0m 192.168.1.100 287ms 192.168.1.11, 1h0m ago 100 100ms 36000 1234 7 2 254",
 		"postgres 192.168.1.100:5432, leastconn",
-		"pooler1 192.168.1.5:6432 1022 41003 96.2 MB 4.05 GB 492036 410030 1d1h UP postgres: ok in 1.23ms 1 45000 0 0 0s",
+		"pooler1 192.168.1.5:6432 1022 41003 41 96.2 MB 4.05 GB 492036 410030 1d1h UP postgres: ok in 1.23ms 1 45000 0 0 0s",
 		"1m30s UP, failed 1 of 3 postgres: no answer within 1s in 1.0s 1 45000 12 2 1m15s",
 		"4.0s DOWN, passed 1 of 2 postgres: ok in 2ms",
 		"1d1h DOWN, no next hop postgres: 57P03 the database system is starting up &lt;b&gt; in 3ms 256 45000 45000 0 1d1h",

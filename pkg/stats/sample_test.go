@@ -22,7 +22,7 @@ func sample() Snapshot {
 	backend := func(name, addr string, state lb.State, active int64, total uint64) lb.BackendStats {
 		return lb.BackendStats{
 			Name: name, Addr: addrPort(addr), State: state, Weight: 1, Reachable: true, MAC: "02:00:00:00:01:05",
-			Active: active, Total: total, PacketsIn: total * 12, BytesIn: total * 2345, PacketsOut: total * 10, BytesOut: total * 98765,
+			Active: active, Total: total, Refused: total / 1000, PacketsIn: total * 12, BytesIn: total * 2345, PacketsOut: total * 10, BytesOut: total * 98765,
 		}
 	}
 	status := func(service, name string, state lb.State, age time.Duration, reason string, downs uint64, downtime time.Duration) lb.BackendStatus {

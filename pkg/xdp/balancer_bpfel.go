@@ -71,15 +71,27 @@ type balancerFlowKey struct {
 	Dport uint16
 }
 
+type balancerHandshake struct {
+	_          structs.HostLayout
+	Tried      uint64
+	Seq        uint32
+	Window     uint16
+	OptionsLen uint8
+	Pad        uint8
+	Options    [40]uint8
+}
+
 type balancerLoad struct {
 	_    structs.HostLayout
 	Lock struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	Rotor  uint32
-	Active [64]int64
-	Total  [64]uint64
+	Rotor   uint32
+	Active  [64]int64
+	Total   [64]uint64
+	Refused [64]uint64
+	Suspect [64]uint64
 }
 
 type balancerReapRequest struct {
@@ -129,33 +141,35 @@ type balancerTraffic struct {
 type balancerVerdict uint32
 
 const (
-	balancerVerdictPASS_ETHERTYPE    balancerVerdict = 0
-	balancerVerdictPASS_ARP          balancerVerdict = 1
-	balancerVerdictPASS_NOT_VIP      balancerVerdict = 2
-	balancerVerdictPASS_NOT_MINE     balancerVerdict = 3
-	balancerVerdictPASS_NOT_TCP      balancerVerdict = 4
-	balancerVerdictPASS_PORT         balancerVerdict = 5
-	balancerVerdictPASS_TRUNCATED    balancerVerdict = 6
-	balancerVerdictTX_NEW            balancerVerdict = 7
-	balancerVerdictTX_FORWARD        balancerVerdict = 8
-	balancerVerdictTX_REVERSE        balancerVerdict = 9
-	balancerVerdictTX_RST_CLIENT     balancerVerdict = 10
-	balancerVerdictTX_RST_BACKEND    balancerVerdict = 11
-	balancerVerdictTX_RST_NO_BACKEND balancerVerdict = 12
-	balancerVerdictTX_RST_NO_PORT    balancerVerdict = 13
-	balancerVerdictTX_RST_TABLE_FULL balancerVerdict = 14
-	balancerVerdictDROP_FENCED       balancerVerdict = 15
-	balancerVerdictDROP_FENCED_ARP   balancerVerdict = 16
-	balancerVerdictDROP_IP_HEADER    balancerVerdict = 17
-	balancerVerdictDROP_IP_OPTIONS   balancerVerdict = 18
-	balancerVerdictDROP_FRAGMENT     balancerVerdict = 19
-	balancerVerdictDROP_TCP_HEADER   balancerVerdict = 20
-	balancerVerdictDROP_TTL          balancerVerdict = 21
-	balancerVerdictDROP_STRAY_RST    balancerVerdict = 22
-	balancerVerdictDROP_RST_LIMIT    balancerVerdict = 23
-	balancerVerdictDROP_RACE         balancerVerdict = 24
-	balancerVerdictDROP_REPLY        balancerVerdict = 25
-	balancerVerdictVERDICTS          balancerVerdict = 26
+	balancerVerdictPASS_ETHERTYPE        balancerVerdict = 0
+	balancerVerdictPASS_ARP              balancerVerdict = 1
+	balancerVerdictPASS_NOT_VIP          balancerVerdict = 2
+	balancerVerdictPASS_NOT_MINE         balancerVerdict = 3
+	balancerVerdictPASS_NOT_TCP          balancerVerdict = 4
+	balancerVerdictPASS_PORT             balancerVerdict = 5
+	balancerVerdictPASS_TRUNCATED        balancerVerdict = 6
+	balancerVerdictTX_NEW                balancerVerdict = 7
+	balancerVerdictTX_FORWARD            balancerVerdict = 8
+	balancerVerdictTX_REVERSE            balancerVerdict = 9
+	balancerVerdictTX_REDISPATCH_REFUSED balancerVerdict = 10
+	balancerVerdictTX_REDISPATCH_SILENT  balancerVerdict = 11
+	balancerVerdictTX_RST_CLIENT         balancerVerdict = 12
+	balancerVerdictTX_RST_BACKEND        balancerVerdict = 13
+	balancerVerdictTX_RST_NO_BACKEND     balancerVerdict = 14
+	balancerVerdictTX_RST_NO_PORT        balancerVerdict = 15
+	balancerVerdictTX_RST_TABLE_FULL     balancerVerdict = 16
+	balancerVerdictDROP_FENCED           balancerVerdict = 17
+	balancerVerdictDROP_FENCED_ARP       balancerVerdict = 18
+	balancerVerdictDROP_IP_HEADER        balancerVerdict = 19
+	balancerVerdictDROP_IP_OPTIONS       balancerVerdict = 20
+	balancerVerdictDROP_FRAGMENT         balancerVerdict = 21
+	balancerVerdictDROP_TCP_HEADER       balancerVerdict = 22
+	balancerVerdictDROP_TTL              balancerVerdict = 23
+	balancerVerdictDROP_STRAY_RST        balancerVerdict = 24
+	balancerVerdictDROP_RST_LIMIT        balancerVerdict = 25
+	balancerVerdictDROP_RACE             balancerVerdict = 26
+	balancerVerdictDROP_REPLY            balancerVerdict = 27
+	balancerVerdictVERDICTS              balancerVerdict = 28
 )
 
 type balancerVip struct {
@@ -176,6 +190,7 @@ const (
 	balancerMapBackendIds         = "backend_ids"
 	balancerMapBackends           = "backends"
 	balancerMapFlows              = "flows"
+	balancerMapHandshakes         = "handshakes"
 	balancerMapLoads              = "loads"
 	balancerMapRstBucket          = "rst_bucket"
 	balancerMapSchedules          = "schedules"
@@ -192,6 +207,7 @@ const (
 	balancerVarRstRate            = "rst_rate"
 	balancerVarSnatCount          = "snat_count"
 	balancerVarSnatLow            = "snat_low"
+	balancerVarSuspectTime        = "suspect_time"
 	balancerVarTxRedirect         = "tx_redirect"
 	balancerVarUnusedClearRequest = "unused_clear_request"
 	balancerVarUnusedFlowFlag     = "unused_flow_flag"
@@ -254,6 +270,7 @@ type balancerMapSpecs struct {
 	BackendIds *ebpf.MapSpec `ebpf:"backend_ids"`
 	Backends   *ebpf.MapSpec `ebpf:"backends"`
 	Flows      *ebpf.MapSpec `ebpf:"flows"`
+	Handshakes *ebpf.MapSpec `ebpf:"handshakes"`
 	Loads      *ebpf.MapSpec `ebpf:"loads"`
 	RstBucket  *ebpf.MapSpec `ebpf:"rst_bucket"`
 	Schedules  *ebpf.MapSpec `ebpf:"schedules"`
@@ -272,6 +289,7 @@ type balancerVariableSpecs struct {
 	RstRate            *ebpf.VariableSpec `ebpf:"rst_rate"`
 	SnatCount          *ebpf.VariableSpec `ebpf:"snat_count"`
 	SnatLow            *ebpf.VariableSpec `ebpf:"snat_low"`
+	SuspectTime        *ebpf.VariableSpec `ebpf:"suspect_time"`
 	TxRedirect         *ebpf.VariableSpec `ebpf:"tx_redirect"`
 	UnusedClearRequest *ebpf.VariableSpec `ebpf:"unused_clear_request"`
 	UnusedFlowFlag     *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
@@ -302,6 +320,7 @@ type balancerMaps struct {
 	BackendIds *ebpf.Map `ebpf:"backend_ids"`
 	Backends   *ebpf.Map `ebpf:"backends"`
 	Flows      *ebpf.Map `ebpf:"flows"`
+	Handshakes *ebpf.Map `ebpf:"handshakes"`
 	Loads      *ebpf.Map `ebpf:"loads"`
 	RstBucket  *ebpf.Map `ebpf:"rst_bucket"`
 	Schedules  *ebpf.Map `ebpf:"schedules"`
@@ -316,6 +335,7 @@ func (m *balancerMaps) Close() error {
 		m.BackendIds,
 		m.Backends,
 		m.Flows,
+		m.Handshakes,
 		m.Loads,
 		m.RstBucket,
 		m.Schedules,
@@ -335,6 +355,7 @@ type balancerVariables struct {
 	RstRate            *ebpf.Variable `ebpf:"rst_rate"`
 	SnatCount          *ebpf.Variable `ebpf:"snat_count"`
 	SnatLow            *ebpf.Variable `ebpf:"snat_low"`
+	SuspectTime        *ebpf.Variable `ebpf:"suspect_time"`
 	TxRedirect         *ebpf.Variable `ebpf:"tx_redirect"`
 	UnusedClearRequest *ebpf.Variable `ebpf:"unused_clear_request"`
 	UnusedFlowFlag     *ebpf.Variable `ebpf:"unused_flow_flag"`

@@ -238,12 +238,17 @@ func (f *fixture) verdictCounts() []lb.VerdictCount {
 	return v
 }
 
-// active returns the active counts in the order of the backends.
-func (f *fixture) active() (counts []int64) {
+func (f *fixture) backends() []lb.BackendStats {
 	f.t.Helper()
 	s, err := f.Stats()
 	f.must(err)
-	for _, b := range s.Services[0].Backends {
+	return s.Services[0].Backends
+}
+
+// active returns the active counts in the order of the backends.
+func (f *fixture) active() (counts []int64) {
+	f.t.Helper()
+	for _, b := range f.backends() {
 		counts = append(counts, b.Active)
 	}
 	return counts

@@ -53,14 +53,6 @@ func TestResetEndsAFlowFromEitherSide(t *testing.T) {
 	f.wantActive(0, 0, 0)
 }
 
-func TestRefusedSYNIsNotCounted(t *testing.T) {
-	f := newFixture(t)
-	b := f.expect(fromClient(syn), "tx_new")
-	f.wantActive(0, 0, 1)
-	f.expect(b.answer(rst|ack), "tx_reverse")
-	f.wantActive(0, 0, 0)
-}
-
 func TestSYNFromAClosedFlowsPortIsScheduledAfresh(t *testing.T) {
 	f := newFixture(t)
 	c, b := f.connect(client)
@@ -235,8 +227,8 @@ func TestFullTableRefusesNewFlowsAndKeepsOld(t *testing.T) {
 func TestRandomTracesAgreeWithAModel(t *testing.T) {
 	f := newFixture(t)
 	type flow struct {
-		exists, open, finC, finB bool
-		backend                  segment
+		exists, open, finC, finB, answered bool
+		backend                            segment
 	}
 	rng := rand.New(rand.NewPCG(5, 6))
 	flows := make([]flow, 8)
@@ -253,8 +245,13 @@ func TestRandomTracesAgreeWithAModel(t *testing.T) {
 			if fresh != (v == "tx_new") {
 				t.Fatalf("step %d: SYN gave %s on %+v", step, v, *m)
 			}
-			if fresh {
+			switch {
+			case fresh:
 				*m = flow{exists: true, open: true, backend: decode(t, out)}
+			case v == "tx_redispatch_silent" && !m.answered:
+				m.backend, m.finC, m.finB = decode(t, out), false, false
+			case v != "tx_forward":
+				t.Fatalf("step %d: SYN gave %s on %+v", step, v, *m)
 			}
 		case 1, 2:
 			s.flags = []uint8{ack, fin | ack, rst}[rng.IntN(3)]
@@ -268,10 +265,16 @@ func TestRandomTracesAgreeWithAModel(t *testing.T) {
 			if !m.exists {
 				continue
 			}
-			flags := []uint8{ack, syn | ack, fin | ack, rst}[rng.IntN(4)]
-			if _, _, v := f.run(m.backend.answer(flags).frame()); v != "tx_reverse" {
-				t.Fatalf("step %d: backend's %#x gave %s", step, flags, v)
+			flags := []uint8{ack, syn | ack, fin | ack, rst, rst | ack}[rng.IntN(5)]
+			_, out, v := f.run(m.backend.answer(flags).frame())
+			if v == "tx_redispatch_refused" && flags == rst|ack && m.open && !m.answered {
+				*m = flow{exists: true, open: true, backend: decode(t, out)}
+				break
 			}
+			if v != "tx_reverse" {
+				t.Fatalf("step %d: backend's %#x gave %s on %+v", step, flags, v, *m)
+			}
+			m.answered = m.answered || flags == syn|ack
 			m.finB = m.finB || flags&fin != 0
 			m.open = m.open && flags&rst == 0
 		case 5:

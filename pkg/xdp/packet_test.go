@@ -35,7 +35,8 @@ type segment struct {
 	flags          uint8
 	seq, ack       uint32
 	payload        string
-	ttl            uint8 // 64 when zero
+	options        string // TCP options, a multiple of four bytes
+	ttl            uint8  // 64 when zero
 	fragment       uint16
 	ipOptions      int // 32-bit words
 	padding        int // bytes after the packet
@@ -49,7 +50,7 @@ func fromClient(flags uint8) segment {
 // frame puts the segment into bytes.
 func (s segment) frame() []byte {
 	ihl := 20 + 4*s.ipOptions
-	total := ihl + 20 + len(s.payload)
+	total := ihl + 20 + len(s.options) + len(s.payload)
 	b := make([]byte, 14+total+s.padding)
 	copy(b, s.dstMAC[:])
 	copy(b[6:], s.srcMAC[:])
@@ -77,10 +78,10 @@ func (s segment) frame() []byte {
 	if s.flags&ack != 0 {
 		binary.BigEndian.PutUint32(tcp[8:], s.ack)
 	}
-	tcp[12] = 5 << 4
+	tcp[12] = byte(5+len(s.options)/4) << 4
 	tcp[13] = s.flags
 	binary.BigEndian.PutUint16(tcp[14:], 65535)
-	copy(tcp[20:], s.payload)
+	copy(tcp[20:], s.options+s.payload)
 	binary.BigEndian.PutUint16(tcp[16:], ^tcpSum(ip, tcp))
 	return b
 }
@@ -102,6 +103,7 @@ func decode(t *testing.T, b []byte) segment {
 		t.Errorf("IP checksum: sum %#04x", sum)
 	}
 	tcp := ip[ihl:total]
+	data := int(tcp[12]>>4) * 4
 	if sum := tcpSum(ip, tcp); sum != 0xffff {
 		t.Errorf("TCP checksum: sum %#04x", sum)
 	}
@@ -117,7 +119,8 @@ func decode(t *testing.T, b []byte) segment {
 		flags:   tcp[13],
 		seq:     binary.BigEndian.Uint32(tcp[4:]),
 		ack:     binary.BigEndian.Uint32(tcp[8:]),
-		payload: string(tcp[20:]),
+		options: string(tcp[20:data]),
+		payload: string(tcp[data:]),
 		ttl:     ip[8],
 		padding: len(ip) - total,
 	}

@@ -92,6 +92,7 @@ func (t *tables) backendStats(id uint32, s *lb.ServiceStats) error {
 			Reachable: slot.Reachable != 0,
 			Active:    load.Active[i],
 			Total:     load.Total[i],
+			Refused:   load.Refused[i],
 		}
 		if row.Mac != (macAddr{}) {
 			b.MAC = net.HardwareAddr(row.Mac[:]).String()
