@@ -55,7 +55,7 @@ static __noinline int write_syn(struct xdp_md *ctx, const struct flow *half,
 	} pseudo = {};
 	__u32 sum;
 
-	if (!backend || resize(ctx, sizeof(*eth) + len))
+	if (!backend || resize_front(ctx, sizeof(*eth) + len))
 		return -1;
 	data = (void *)(long)ctx->data;
 	end = (void *)(long)ctx->data_end;

@@ -12,14 +12,28 @@
 #define RST_LEN \
 	(sizeof(struct ethhdr) + sizeof(struct iphdr) + sizeof(struct tcphdr))
 
-/* Give the frame another length, at its end. */
-static __always_inline long resize(struct xdp_md *ctx, __u32 len)
+static __always_inline long frame_len(struct xdp_md *ctx)
 {
-	long have = (long)ctx->data_end - (long)ctx->data;
+	long len = (long)ctx->data_end - (long)ctx->data;
 
 	/* Without this the compiler subtracts in 32 bits: not for pointers. */
-	asm volatile("" : "+r"(have));
-	return bpf_xdp_adjust_tail(ctx, (long)len - have);
+	asm volatile("" : "+r"(len));
+	return len;
+}
+
+/* Give the frame another length, at its end; it may have no room to grow. */
+static __always_inline long resize(struct xdp_md *ctx, __u32 len)
+{
+	return bpf_xdp_adjust_tail(ctx, (long)len - frame_len(ctx));
+}
+
+/*
+ * The same at its front, for a frame that is written anew from its first byte:
+ * there every driver leaves room for 256 bytes more.
+ */
+static __always_inline long resize_front(struct xdp_md *ctx, __u32 len)
+{
+	return bpf_xdp_adjust_head(ctx, frame_len(ctx) - (long)len);
 }
 
 /* Whether one more reset may be sent: a token bucket a CPU. */

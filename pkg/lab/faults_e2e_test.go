@@ -27,6 +27,14 @@ func testPoolerKilled(t *testing.T, l *lab.Lab) {
 		t.Fatal(err)
 	}
 	killed := time.Now()
+	// Nobody knows yet. It has the fewest connections and is asked first, but
+	// whoever it refuses is taken to another without noticing.
+	early, err := load.Hold(within(t, time.Minute), 20, connector(t, l))
+	if err != nil {
+		t.Fatalf("connecting just after %s died: %v", victim, err)
+	}
+	early.Close()
+	redispatched(t, l, owner)
 	if err := l.WaitBackends(within(t, 10*time.Second), lb.Down, victim); err != nil {
 		t.Fatal(err)
 	}
@@ -60,6 +68,23 @@ func testPoolerKilled(t *testing.T, l *lab.Lab) {
 	more.Close()
 	held.Close()
 	quiet(t, l, owner)
+}
+
+// redispatched looks in the counters for connections that were taken from a
+// backend that refused them, each at the first attempt.
+func redispatched(t *testing.T, l *lab.Lab, balancer string) {
+	t.Helper()
+	stats, err := l.Datapath(balancer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	counts := make(map[string]uint64)
+	for _, v := range stats.Verdicts {
+		counts[v.Name] = v.Count
+	}
+	if counts["tx_redispatch_refused"] == 0 || counts["drop_reply"] != 0 {
+		t.Errorf("%d connections were moved, %d could not be", counts["tx_redispatch_refused"], counts["drop_reply"])
+	}
 }
 
 // testDatabaseKilled: when the database dies and returns, so does the service.
