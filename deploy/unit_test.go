@@ -1,0 +1,207 @@
+package deploy
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// startLimit bounds the daemon's way from start to active. It needs half a
+// second, mostly for three advertisement intervals; the rest is for a machine
+// with other things to do.
+const startLimit = 30 * time.Second
+
+// TestBalancerRunsWithTheUnitsCapabilities runs pgsteerd with the first
+// example and no more rights than the unit leaves it, until it is active.
+func TestBalancerRunsWithTheUnitsCapabilities(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds and runs the daemon; not with -short")
+	}
+	if os.Getuid() != 0 {
+		t.Skip("makes a network namespace and attaches an XDP program; only root can")
+	}
+	unit, err := os.ReadFile(filepath.Join("systemd", "pgsteerd.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sets := regexp.MustCompile(`(?m)^CapabilityBoundingSet=(.*)$`).FindAllSubmatch(unit, -1)
+	if len(sets) != 1 {
+		t.Fatalf("the unit has %d lines CapabilityBoundingSet, want one", len(sets))
+	}
+	granted := strings.Fields(string(sets[0][1]))
+	want := []string{"CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"}
+	if diff := cmp.Diff(want, granted); diff != "" {
+		t.Fatalf("capabilities of the unit (-want +got):\n%s", diff)
+	}
+
+	dir := t.TempDir()
+	daemon := filepath.Join(dir, "pgsteerd")
+	build := exec.Command("go", "build", "-o", daemon, "../cmd/pgsteerd")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building pgsteerd: %v\n%s", err, out)
+	}
+	ready := notifySocket(t, filepath.Join(dir, "notify"))
+
+	ctx, cancel := context.WithTimeout(t.Context(), startLimit)
+	defer cancel()
+	args := []string{"--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"}
+	for _, c := range granted {
+		args[2] += ",+" + strings.ToLower(strings.TrimPrefix(c, "CAP_"))
+	}
+	args = append(args, daemon, "-config", privateExample(t, dir))
+	cmd := exec.CommandContext(ctx, "setpriv", args...)
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+filepath.Join(dir, "notify"))
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	inBalancersNamespace(t, cmd.Start)
+
+	// Its log tells when it has become active: by then every part has started.
+	var log bytes.Buffer
+	active := false
+	for lines := bufio.NewScanner(stderr); lines.Scan(); {
+		log.WriteString(lines.Text() + "\n")
+		if !active && strings.Contains(lines.Text(), "to=active") {
+			active = true
+			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	err = cmd.Wait()
+	if !active || err != nil {
+		t.Fatalf("pgsteerd became active: %v, and ended with: %v\n%s", active, err, &log)
+	}
+	// What it sent lies in the socket; the deadline is for when it sent nothing.
+	if err := ready.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	message := make([]byte, 256)
+	n, err := ready.Read(message)
+	if err != nil || !strings.HasPrefix(string(message[:n]), "READY=1") {
+		t.Errorf("systemd was told %q, %v; want READY=1", message[:n], err)
+	}
+}
+
+// notifySocket listens like systemd does for units of Type=notify.
+func notifySocket(t *testing.T, path string) *net.UnixConn {
+	t.Helper()
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return conn
+}
+
+// privateExample writes lb1.yaml with pins in a BPF file system of the test's.
+func privateExample(t *testing.T, dir string) string {
+	t.Helper()
+	example, err := os.ReadFile(filepath.Join("examples", "lb1.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bpffs := filepath.Join(dir, "bpf")
+	if err := os.Mkdir(bpffs, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("bpf", bpffs, "bpf", 0, "mode=0700"); err != nil {
+		t.Fatalf("mounting a BPF file system: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(bpffs, 0); err != nil {
+			t.Errorf("unmounting %s: %v", bpffs, err)
+		}
+	})
+	const pins = "/sys/fs/bpf/pgsteer"
+	if !bytes.Contains(example, []byte("pin_path: "+pins)) {
+		t.Fatalf("lb1.yaml has no pin_path: %s", pins)
+	}
+	private := bytes.ReplaceAll(example, []byte(pins), []byte(filepath.Join(bpffs, "pgsteer")))
+	path := filepath.Join(dir, "lb1.yaml")
+	if err := os.WriteFile(path, private, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// inBalancersNamespace calls fn in a new network namespace that has the
+// interface and the address of lb1. The namespace lives as long as what fn
+// started in it.
+func inBalancersNamespace(t *testing.T, fn func() error) {
+	t.Helper()
+	runtime.LockOSThread()
+	home, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	away, err := netns.New() // and enter it
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = addInterface()
+	if err == nil {
+		err = fn()
+	}
+	// A thread that cannot return must not run other goroutines: Fatal ends
+	// this one while it still holds the thread, which Go then throws away.
+	if err := netns.Set(home); err != nil {
+		t.Fatalf("returning to the network namespace: %v", err)
+	}
+	runtime.UnlockOSThread()
+	if err := away.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := home.Close(); err != nil {
+		t.Error(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func addInterface() error {
+	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "peer0"}
+	if err := netlink.LinkAdd(pair); err != nil {
+		return err
+	}
+	for _, name := range []string{"lo", "eth0", "peer0"} {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if name == "eth0" {
+			addr, err := netlink.ParseAddr(lb1Addr.String() + "/24")
+			if err != nil {
+				return err
+			}
+			if err := netlink.AddrAdd(link, addr); err != nil {
+				return err
+			}
+		}
+		if err := netlink.LinkSetUp(link); err != nil {
+			return err
+		}
+	}
+	return nil
+}
