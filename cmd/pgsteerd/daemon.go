@@ -154,7 +154,6 @@ func (d *balancerDaemon) run(ctx context.Context) error {
 		{"the interface watch", d.device.run},
 		{"the signal handler", d.ignoreHangup},
 	}
-	d.notify(sd.SdNotifyReady)
 	return runParts(ctx, routers, base)
 }
 

@@ -54,6 +54,7 @@ type supervisor struct {
 	watchdog time.Duration // 0: nobody waits for a sign of life
 
 	alive  []liveness
+	ready  bool
 	stuck  bool
 	status string
 }
@@ -82,11 +83,14 @@ func (s *supervisor) run(ctx context.Context) error {
 	}
 }
 
-// look is one look at all routers.
+// look is one look at all routers. Once each of them takes part in its
+// election the daemon is ready: whatever cannot run has failed by then.
 func (s *supervisor) look(now time.Time) {
 	var states, stuck []string
+	ready := true
 	for i, router := range s.routers {
 		snapshot := router()
+		ready = ready && snapshot.State != vrrp.Init
 		if !s.alive[i].alive(snapshot, now) {
 			stuck = append(stuck, snapshot.Name)
 		}
@@ -100,6 +104,10 @@ func (s *supervisor) look(now time.Time) {
 		} else {
 			s.log.Info("all virtual routers work again")
 		}
+	}
+	if ready && !s.ready {
+		s.ready = true
+		s.notify(daemon.SdNotifyReady)
 	}
 	if status := strings.Join(states, ", "); status != s.status {
 		s.status = status

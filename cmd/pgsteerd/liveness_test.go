@@ -70,7 +70,10 @@ func TestSupervisor(t *testing.T) {
 			t.Errorf("told %q, want %q", told.words, want)
 		}
 	}
-	looks(true, time.Second, "STATUS=main active", "WATCHDOG=1", "WATCHDOG=1")
+	snapshot.State = vrrp.Init
+	looks(true, observeInterval, "STATUS=main init", "WATCHDOG=1")
+	snapshot.State = vrrp.Active
+	looks(true, time.Second, "READY=1", "STATUS=main active", "WATCHDOG=1", "WATCHDOG=1")
 	looks(false, 2*time.Second, "WATCHDOG=1", "WATCHDOG=1", "WATCHDOG=1", "WATCHDOG=1")
 	looks(false, time.Hour)
 	snapshot.State = vrrp.Backup
