@@ -1,0 +1,121 @@
+package main
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"syscall"
+
+	"github.com/pgsteer/pgsteer/pkg/config/bouncer"
+	"github.com/pgsteer/pgsteer/pkg/pgwire"
+	"github.com/pgsteer/pgsteer/pkg/pooler"
+)
+
+// poolerConfig turns PgBouncer's configuration into the pooler's.
+func poolerConfig(f *bouncer.Config) (pooler.Config, error) {
+	c := pooler.DefaultConfig()
+	for _, host := range f.ListenAddr {
+		if host == "*" {
+			host = ""
+		}
+		c.Listen = append(c.Listen, net.JoinHostPort(host, strconv.Itoa(f.ListenPort)))
+	}
+	c.Backlog = f.ListenBacklog
+	c.ReusePort = f.ReusePort
+	c.AuthMethod = map[bouncer.AuthType]pgwire.AuthMethod{
+		bouncer.AuthSCRAM: pgwire.AuthSCRAM,
+		bouncer.AuthMD5:   pgwire.AuthMD5,
+		bouncer.AuthTrust: pgwire.AuthTrust,
+	}[f.AuthType]
+	c.MaxClients = f.MaxClientConn
+	c.PoolSize = f.DefaultPoolSize
+	c.MaxPrepared = f.MaxPreparedStatements
+	c.IgnoreStartup = f.IgnoreStartupParameters
+	c.ClientLoginTimeout = f.ClientLoginTimeout
+	c.QueryWaitTimeout = f.QueryWaitTimeout
+	c.ServerConnectTimeout = f.ServerConnectTimeout
+	c.ServerLoginRetry = f.ServerLoginRetry
+	c.ServerLifetime = f.ServerLifetime
+	c.ServerIdleTimeout = f.ServerIdleTimeout
+	c.CancelWaitTimeout = f.CancelWaitTimeout
+	c.LogConnections = f.LogConnections
+	c.LogDisconnections = f.LogDisconnections
+	c.LogPoolerErrors = f.LogPoolerErrors
+
+	c.Users = make(map[string]pgwire.Secret, len(f.Users))
+	// Poolers that have the same user list make up the same salts for users
+	// that do not exist, whichever of them a client reaches.
+	seed := sha256.New()
+	for _, u := range f.Users {
+		secret, err := pgwire.ParseSecret(u.Secret)
+		if err != nil {
+			return c, fmt.Errorf("%s: user %q: %w", f.AuthFile, u.Name, err)
+		}
+		c.Users[u.Name] = secret
+		fmt.Fprintf(seed, "%q %q\n", u.Name, u.Secret)
+	}
+	c.AuthSeed = seed.Sum(nil)
+
+	c.Databases = make(map[string]pooler.Database, len(f.Databases))
+	for _, d := range f.Databases {
+		c.Databases[d.Name] = database(&d)
+	}
+	if f.Fallback != nil {
+		d := database(f.Fallback)
+		c.Fallback = &d
+	}
+	return c, nil
+}
+
+func database(d *bouncer.Database) pooler.Database {
+	out := pooler.Database{
+		Name: d.Name, Host: d.Host, Port: uint16(d.Port), DBName: d.DBName, User: d.User, PoolSize: d.PoolSize,
+	}
+	if d.Password != "" {
+		out.Secret = pgwire.PlainSecret(d.Password)
+	}
+	return out
+}
+
+const (
+	// memoryLimit is for the instance of 512 MB that this pooler is made for:
+	// what is left is for the kernel's socket buffers, which count too.
+	memoryLimit = 380 << 20
+	// spareFiles are descriptors beside those of clients and servers: the
+	// event loop's, listeners, cancel requests, clients above the limit that
+	// are being told so.
+	spareFiles = 512
+)
+
+// setLimits sets the process's limits before it takes any connection.
+func setLimits(c *pooler.Config, log *slog.Logger) error {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return fmt.Errorf("reading limit of open files: %w", err)
+	}
+	files.Cur = files.Max
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return fmt.Errorf("raising limit of open files to %d: %w", files.Max, err)
+	}
+	servers := 0
+	for _, d := range c.Databases {
+		servers += d.PoolSize
+	}
+	if need := uint64(c.MaxClients + spareFiles); files.Max < need {
+		return fmt.Errorf("at most %d open files are allowed, max_client_conn = %d needs %d: raise the limit (LimitNOFILE) or lower max_client_conn",
+			files.Max, c.MaxClients, need)
+	}
+	// More users mean more pools: how many cannot be known, so this is said and
+	// not refused.
+	if want := uint64(c.MaxClients + servers + spareFiles); files.Max < want {
+		log.Warn("limit of open files may be too low", "limit", files.Max, "clients", c.MaxClients, "servers_per_user", servers, "want", want)
+	}
+	return nil
+}

@@ -1,0 +1,174 @@
+// Command pgsteer-pooler is a transaction pooler for PostgreSQL that reads
+// PgBouncer's configuration.
+//
+//	pgsteer-pooler [-check] [-version] FILE.ini
+//
+// SIGTERM and SIGINT end it: it accepts no more clients, lets transactions come
+// to their end, and closes the clients with SQLSTATE 57P01. A second signal
+// ends it at once.
+//
+// The exit status is 0 after a signal, 1 when something failed, 2 when the
+// command line or the configuration makes no sense.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/pgsteer/pgsteer/pkg/config/bouncer"
+	"github.com/pgsteer/pgsteer/pkg/pooler"
+)
+
+// The exit statuses.
+const (
+	exitOK      = 0
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+const usageText = `Usage: pgsteer-pooler [-check] FILE.ini
+       pgsteer-pooler -version
+
+  FILE.ini  the configuration, as PgBouncer has it
+  -check    read the configuration, say what is wrong with it, and end
+  -version  print the version
+`
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
+	opts, err := parseFlags(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, usageText)
+		return exitOK
+	case err != nil:
+		fmt.Fprintf(stderr, "pgsteer-pooler: %v\n", err)
+		return exitUsage
+	case opts.version:
+		fmt.Fprintf(stdout, "pgsteer-pooler %s\n", version())
+		return exitOK
+	}
+	file, warnings, err := bouncer.Load(opts.file)
+	if err != nil {
+		fmt.Fprintf(stderr, "pgsteer-pooler: %v\n", err)
+		return exitUsage
+	}
+	for _, w := range warnings {
+		fmt.Fprintf(stderr, "pgsteer-pooler: %s\n", w)
+	}
+	config, err := poolerConfig(&file)
+	if err != nil {
+		fmt.Fprintf(stderr, "pgsteer-pooler: %s: %v\n", opts.file, err)
+		return exitUsage
+	}
+	if opts.check {
+		fmt.Fprintf(stdout, "%s: configuration is valid\n", opts.file)
+		return exitOK
+	}
+	log := slog.New(slog.NewTextHandler(stderr, nil))
+	if err := serve(config, log); err != nil {
+		log.Error(err.Error())
+		return exitFailure
+	}
+	return exitOK
+}
+
+// serve is the pooler's life.
+func serve(config pooler.Config, log *slog.Logger) error {
+	if err := setLimits(&config, log); err != nil {
+		return err
+	}
+	p, err := pooler.Open(config, log)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
+	ended := make(chan struct{})
+	watched := make(chan error, 1)
+	go func() { watched <- obey(signals, ended, cancel, p, log) }()
+
+	notify(daemon.SdNotifyReady, log)
+	log.Info("started", "version", version(), "listen", fmt.Sprint(p.Addrs()), "max_clients", config.MaxClients,
+		"pool_size", config.PoolSize)
+	err = p.Run(ctx)
+	close(ended)
+	err = errors.Join(err, <-watched, p.Close())
+	if err == nil {
+		log.Info("stopped")
+	}
+	return err
+}
+
+// obey ends the pooler at the first signal, at once at the second.
+func obey(signals <-chan os.Signal, ended <-chan struct{}, cancel func(), p *pooler.Pooler, log *slog.Logger) error {
+	select {
+	case s := <-signals:
+		log.Info("stopping: transactions may come to their end", "signal", s.String())
+		notify(daemon.SdNotifyStopping, log)
+		cancel()
+	case <-ended:
+		return nil
+	}
+	select {
+	case s := <-signals:
+		log.Info("stopping at once", "signal", s.String())
+		return p.Close()
+	case <-ended:
+		return nil
+	}
+}
+
+// notify tells systemd how we are, if it started us.
+func notify(state string, log *slog.Logger) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("failed to notify service manager", "error", err)
+	}
+}
+
+// options is the command line.
+type options struct {
+	file           string
+	check, version bool
+}
+
+func parseFlags(args []string) (options, error) {
+	var o options
+	fs := flag.NewFlagSet("pgsteer-pooler", flag.ContinueOnError)
+	fs.SetOutput(io.Discard) // run prints the error, on one line
+	fs.BoolVar(&o.check, "check", false, "")
+	fs.BoolVar(&o.version, "version", false, "")
+	if err := fs.Parse(args); err != nil {
+		return o, err
+	}
+	if o.version {
+		return o, nil
+	}
+	if fs.NArg() != 1 {
+		return o, fmt.Errorf("want one configuration file, got %d; see pgsteer-pooler -help", fs.NArg())
+	}
+	o.file = fs.Arg(0)
+	return o, nil
+}
+
+// version is that of the module, which the Go tool takes from git.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(unknown)"
+}

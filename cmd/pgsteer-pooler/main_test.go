@@ -1,0 +1,204 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/pgsteer/pgsteer/pkg/config/bouncer"
+	"github.com/pgsteer/pgsteer/pkg/pgwire"
+	"github.com/pgsteer/pgsteer/pkg/pooler"
+)
+
+// TestMain lets the test program stand in for the pooler's.
+func TestMain(m *testing.M) {
+	if os.Getenv("POOLER_TEST_MAIN") != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// TestConfig: every key of the file reaches the pooler.
+func TestConfig(t *testing.T) {
+	file, _, err := bouncer.Load("testdata/pgbouncer.ini")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := poolerConfig(&file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Users["alice"].Kind != pgwire.SecretPlain || got.Users["bob"].Kind != pgwire.SecretSCRAM || len(got.Users) != 2 {
+		t.Errorf("users: %v", got.Users)
+	}
+	if len(got.AuthSeed) != 32 {
+		t.Errorf("seed of %d bytes, want 32", len(got.AuthSeed))
+	}
+	got.Users, got.AuthSeed = nil, nil
+	want := pooler.Config{
+		Listen: []string{"127.0.0.1:6999", "[::1]:6999"}, Backlog: 64, ReusePort: true,
+		Databases: map[string]pooler.Database{"app": {Name: "app", Host: "127.0.0.1", Port: 5433, DBName: "appdb",
+			User: "owner", Secret: pgwire.PlainSecret("geheim"), PoolSize: 7}},
+		Fallback:   &pooler.Database{Name: "*", Host: "192.168.1.6", Port: 5432, PoolSize: 70},
+		AuthMethod: pgwire.AuthSCRAM, MaxClients: 4000, PoolSize: 70, MaxPrepared: 99,
+		IgnoreStartup:        []string{"extra_float_digits", "search_path"},
+		ServerConnectTimeout: 3 * time.Second, ServerLoginRetry: 4 * time.Second, ServerLifetime: 5 * time.Second,
+		ServerIdleTimeout: 6 * time.Second, QueryWaitTimeout: 7 * time.Second, ClientLoginTimeout: 8 * time.Second,
+		CancelWaitTimeout: 9 * time.Second, ShutdownTimeout: pooler.DefaultConfig().ShutdownTimeout,
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got\n%+v, want\n%+v", got, want)
+	}
+}
+
+// TestSameSeed: poolers with the same user list make up the same salts.
+func TestSameSeed(t *testing.T) {
+	users := []bouncer.User{{Name: "a", Secret: "x"}}
+	seed := func(u []bouncer.User) string {
+		c, err := poolerConfig(&bouncer.Config{Users: u})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(c.AuthSeed)
+	}
+	first := seed(users)
+	if again := seed(users); again != first {
+		t.Error("two poolers with the same users have different seeds")
+	}
+	if other := seed([]bouncer.User{{Name: "a", Secret: "y"}}); other == first {
+		t.Error("the seed does not depend on the secrets")
+	}
+}
+
+// TestCommandLine runs what ends by itself.
+func TestCommandLine(t *testing.T) {
+	bad := filepath.Join(t.TempDir(), "bad.ini")
+	if err := os.WriteFile(bad, []byte("[pgbouncer]\nlisten_prot = 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		args        []string
+		status      int
+		out, errOut string // contained
+	}{
+		{[]string{"-version"}, exitOK, "pgsteer-pooler ", ""},
+		{[]string{"-help"}, exitOK, "Usage:", ""},
+		{[]string{"-check", "testdata/pgbouncer.ini"}, exitOK, "configuration is valid", ""},
+		{nil, exitUsage, "", "want one configuration file, got 0"},
+		{[]string{"a", "b"}, exitUsage, "", "want one configuration file, got 2"},
+		{[]string{"-nope"}, exitUsage, "", "flag provided but not defined"},
+		{[]string{"/nonexistent.ini"}, exitUsage, "", "no such file"},
+		{[]string{"-check", bad}, exitUsage, "", bad + ":2:"},
+	}
+	for _, tt := range tests {
+		var out, errOut bytes.Buffer
+		status := run(tt.args, &out, &errOut)
+		if status != tt.status || !strings.Contains(out.String(), tt.out) || !strings.Contains(errOut.String(), tt.errOut) ||
+			tt.errOut == "" && errOut.Len() > 0 && !strings.Contains(errOut.String(), "can be read by everyone") {
+			t.Errorf("%q: status %d, output %q, errors %q", tt.args, status, out.String(), errOut.String())
+		}
+	}
+}
+
+// TestLimits: more clients than open files are refused.
+func TestLimits(t *testing.T) {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	c := pooler.DefaultConfig()
+	c.MaxClients = 10
+	if err := setLimits(&c, log); err != nil {
+		t.Errorf("10 clients: %v", err)
+	}
+	if files.Max > 1<<30 {
+		t.Skipf("%d open files are allowed", files.Max)
+	}
+	c.MaxClients = int(files.Max)
+	if err := setLimits(&c, log); err == nil || !strings.Contains(err.Error(), "max_client_conn") {
+		t.Errorf("%d clients: %v", c.MaxClients, err)
+	}
+}
+
+// TestSignals: the program tells the service manager how it is, and ends at a
+// signal; one that cannot listen says so and fails.
+func TestSignals(t *testing.T) {
+	dir := t.TempDir()
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := ln.Addr().(*net.TCPAddr).Port
+	users := filepath.Join(dir, "userlist.txt")
+	ini := filepath.Join(dir, "pooler.ini")
+	text := fmt.Sprintf("[databases]\n* = host=127.0.0.1\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\n"+
+		"auth_type = scram-sha-256\nauth_file = %s\npool_mode = transaction\n", port, users)
+	if err := errors.Join(os.WriteFile(users, []byte("\"a\" \"b\"\n"), 0o600), os.WriteFile(ini, []byte(text), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	start := func() (*exec.Cmd, *bytes.Buffer) {
+		cmd := exec.Command(os.Args[0], ini)
+		cmd.Env = append(os.Environ(), "POOLER_TEST_MAIN=1", "NOTIFY_SOCKET="+filepath.Join(dir, "notify"))
+		var errOut bytes.Buffer
+		cmd.Stderr = &errOut
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd, &errOut
+	}
+	cmd, errOut := start()
+	err = cmd.Wait()
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != exitFailure || !strings.Contains(errOut.String(), "address already in use") {
+		t.Errorf("on a port that is taken: %v\n%s", err, errOut)
+	}
+	ln.Close()
+
+	notified := func() string {
+		b := make([]byte, 100)
+		if err := manager.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		n, err := manager.Read(b)
+		if err != nil {
+			t.Fatalf("waiting for a notification: %v", err)
+		}
+		return string(b[:n])
+	}
+	for _, sig := range []os.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		cmd, errOut = start()
+		if got := notified(); got != "READY=1" {
+			t.Errorf("notified %q, want READY=1", got)
+		}
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			t.Errorf("ready but not reachable: %v", err)
+		} else {
+			conn.Close()
+		}
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		if got := notified(); got != "STOPPING=1" {
+			t.Errorf("notified %q, want STOPPING=1", got)
+		}
+		if err := cmd.Wait(); err != nil || !strings.Contains(errOut.String(), "stopped") {
+			t.Errorf("after %v: %v\n%s", sig, err, errOut)
+		}
+	}
+}

@@ -1,0 +1,144 @@
+package pooler
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pgsteer/pgsteer/pkg/pgwire"
+)
+
+// Config is what a Pooler is to do. DefaultConfig returns one with the values
+// of PgBouncer 1.25 where it has them.
+type Config struct {
+	// Listen are the addresses to listen at, host:port each.
+	Listen []string
+	// Backlog is the length of the kernel's queue of connections not yet
+	// accepted. 0 means the system's (net.core.somaxconn).
+	Backlog int
+	// ReusePort sets SO_REUSEPORT, so that several processes can share a port.
+	ReusePort bool
+
+	// Databases by the name that clients use. Fallback, if not nil, is for all
+	// other names; its DBName is replaced by the client's.
+	Databases map[string]Database
+	Fallback  *Database
+
+	// AuthMethod is how clients prove who they are, Users whom there is.
+	AuthMethod pgwire.AuthMethod
+	Users      map[string]pgwire.Secret
+
+	// AuthSeed is the secret behind the made-up answers to users who do not
+	// exist, see pgwire.NewAuthenticator. Empty: a random one.
+	AuthSeed []byte
+
+	// MaxClients bounds client connections, including those that are logging
+	// in.
+	MaxClients int
+	// PoolSize bounds the server connections of a pool (a database and user)
+	// whose Database does not say otherwise.
+	PoolSize int
+	// MaxPrepared bounds the prepared statements on a server connection. 0
+	// switches the support for them off: names are passed on as they are.
+	MaxPrepared int
+	// IgnoreStartup are startup parameters to accept and ignore. Others that
+	// are not tracked are refused.
+	IgnoreStartup []string
+
+	ClientLoginTimeout   time.Duration // from connect to welcome; 0: none
+	QueryWaitTimeout     time.Duration // for a server; 0: none
+	ServerConnectTimeout time.Duration // for connecting and logging in
+	ServerLoginRetry     time.Duration // between logins to a server that refuses
+	ServerLifetime       time.Duration // 0: servers are closed after one use
+	ServerIdleTimeout    time.Duration // 0: none
+	CancelWaitTimeout    time.Duration // for delivering a cancel request, and for settling a server
+	ShutdownTimeout      time.Duration // for transactions to end when Run is cancelled
+
+	LogConnections    bool // log each login of clients and servers
+	LogDisconnections bool // log each end of a connection
+	LogPoolerErrors   bool // log each error sent to a client
+}
+
+// Database says where a database is.
+type Database struct {
+	Name string // as clients call it
+	// Host is a name, an address, or the directory of a Unix socket.
+	Host   string
+	Port   uint16
+	DBName string // on the server; Name if empty
+	// User, if not empty, is the user for all server connections; else each
+	// client's own. Secret proves it; if it is the zero value, the one in
+	// Config.Users does, or the keys learned from the client's own login.
+	User     string
+	Secret   pgwire.Secret
+	PoolSize int // 0: Config.PoolSize
+
+	auto bool // made from Config.Fallback
+}
+
+// DefaultConfig returns PgBouncer's defaults. Its default limits of 100 clients
+// and 20 servers are replaced by those of the stack that this pooler is for.
+func DefaultConfig() Config {
+	return Config{
+		MaxClients:           4000,
+		PoolSize:             70,
+		MaxPrepared:          200,
+		ClientLoginTimeout:   60 * time.Second,
+		QueryWaitTimeout:     120 * time.Second,
+		ServerConnectTimeout: 15 * time.Second,
+		ServerLoginRetry:     15 * time.Second,
+		ServerLifetime:       time.Hour,
+		ServerIdleTimeout:    10 * time.Minute,
+		CancelWaitTimeout:    10 * time.Second,
+		ShutdownTimeout:      30 * time.Second,
+		LogConnections:       true,
+		LogDisconnections:    true,
+		LogPoolerErrors:      true,
+	}
+}
+
+// validate refuses what the pooler cannot work with.
+func (c *Config) validate() error {
+	switch {
+	case len(c.Listen) == 0:
+		return errors.New("no address to listen at")
+	case len(c.Databases) == 0 && c.Fallback == nil:
+		return errors.New("no database")
+	case c.MaxClients < 1:
+		return fmt.Errorf("max clients must be positive, not %d", c.MaxClients)
+	case c.PoolSize < 1:
+		return fmt.Errorf("pool size must be positive, not %d", c.PoolSize)
+	case c.MaxPrepared < 0:
+		return fmt.Errorf("max prepared statements must not be negative, not %d", c.MaxPrepared)
+	case c.ServerConnectTimeout <= 0:
+		return errors.New("server connect timeout must be positive")
+	case c.CancelWaitTimeout <= 0:
+		return errors.New("cancel wait timeout must be positive")
+	case c.ServerLoginRetry < 0, c.QueryWaitTimeout < 0, c.ClientLoginTimeout < 0,
+		c.ServerLifetime < 0, c.ServerIdleTimeout < 0, c.ShutdownTimeout < 0:
+		return errors.New("a timeout is negative")
+	}
+	for name, d := range c.Databases {
+		if err := d.validate(); err != nil {
+			return fmt.Errorf("checking database %q: %w", name, err)
+		}
+	}
+	if c.Fallback != nil {
+		if err := c.Fallback.validate(); err != nil {
+			return fmt.Errorf("checking fallback database: %w", err)
+		}
+	}
+	return nil
+}
+
+func (d *Database) validate() error {
+	switch {
+	case d.Host == "":
+		return errors.New("no host")
+	case d.Port == 0:
+		return errors.New("no port")
+	case d.PoolSize < 0:
+		return fmt.Errorf("pool size must not be negative, not %d", d.PoolSize)
+	}
+	return nil
+}

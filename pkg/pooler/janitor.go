@@ -1,0 +1,124 @@
+package pooler
+
+import (
+	"time"
+
+	"github.com/pgsteer/pgsteer/pkg/pgwire"
+)
+
+// tickInterval is how often the janitor looks around: what it enforces is
+// given in seconds.
+const tickInterval = 250 * time.Millisecond
+
+// tick enforces what depends on the time alone.
+func (m *machine) tick() {
+	for _, p := range m.pools {
+		m.tickClients(p)
+		m.tickServers(p)
+		m.grow(p)
+		if p.db.auto && p.unused() && m.now >= p.retryAt {
+			delete(m.pools, p.key) // or each name that a client makes up would stay
+		}
+	}
+	for cl := m.closing.head; cl != nil && m.now-cl.since >= lingerTimeout; cl = m.closing.head {
+		m.clientGone(cl, "client does not close")
+	}
+	m.tickSettling()
+}
+
+// unused reports whether a pool has neither clients nor servers.
+func (p *pool) unused() bool {
+	n := p.open()
+	for s, count := range p.clients {
+		if clientState(s) != clientGone {
+			n += count
+		}
+	}
+	return n == 0
+}
+
+func (m *machine) tickClients(p *pool) {
+	if limit := m.limits.queryWait; limit > 0 {
+		for cl := p.waiting.head; cl != nil && m.now-cl.since >= limit; cl = p.waiting.head {
+			e := *errWaitTimeout
+			if p.failure != nil {
+				e.Detail = "server login has been failing: " + p.failure.Message
+			}
+			m.refuseClient(cl, refusedWait, &e)
+		}
+	}
+	limit := m.limits.queryWait
+	if w := m.limits.loginWait; limit == 0 || w > 0 && w < limit {
+		limit = w
+	}
+	for cl := p.greeting.head; cl != nil && limit > 0 && m.now-cl.since >= limit; cl = p.greeting.head {
+		e := errLoginTimeout
+		if p.failure != nil {
+			e = pgwire.NewError(pgwire.SeverityFatal, p.failure.Code, p.failure.Message)
+		}
+		m.refuseClient(cl, refusedLoginTimeout, e)
+	}
+}
+
+func (m *machine) tickServers(p *pool) {
+	if limit := m.limits.serverIdle; limit > 0 {
+		// The least recently used is at the end.
+		for sv := p.idle.tail; sv != nil && m.now-sv.since >= limit; sv = p.idle.tail {
+			m.closeServer(sv, "server idle timeout")
+		}
+	}
+	// One a tick, so that a pool does not have to log in all its servers anew
+	// at the same moment.
+	for sv := p.idle.head; sv != nil; sv = sv.lk.next {
+		if m.now-sv.openedAt >= m.limits.serverLifetime && (sv.touched || m.limits.serverLifetime > 0) {
+			m.closeServer(sv, "server lifetime over")
+			break
+		}
+	}
+}
+
+// stop begins the end: nobody may begin a transaction any more.
+func (m *machine) stop() {
+	m.stopping = true
+	for _, c := range m.slots {
+		if c == nil {
+			continue
+		}
+		switch {
+		case c.cl != nil:
+			switch c.cl.state {
+			case clientGreeting, clientIdle, clientWaiting, clientSetting, clientRefusing:
+				m.refuseClient(c.cl, refusedShutdown, errShutdown)
+			}
+		case c.sv.state == serverIdle:
+			m.closeServer(c.sv, "shutting down")
+		}
+	}
+}
+
+// stopNow ends those as well who are in a transaction.
+func (m *machine) stopNow() {
+	for _, c := range m.slots {
+		if c != nil && c.cl != nil {
+			m.refuseClient(c.cl, refusedShutdown, errShutdown)
+		}
+	}
+}
+
+// ended reports whether the end has come: stopping, and no client left.
+func (m *machine) ended() bool { return m.stopping && m.population == 0 }
+
+// abandon drops all connections, the clients' first: their servers learn how
+// they were left.
+func (m *machine) abandon() {
+	for _, c := range m.slots {
+		if c != nil && c.cl != nil {
+			m.clientGone(c.cl, "shutting down")
+		}
+	}
+	for _, c := range m.slots {
+		if c != nil {
+			m.closeServer(c.sv, "shutting down")
+		}
+	}
+}

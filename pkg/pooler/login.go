@@ -1,0 +1,215 @@
+package pooler
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pgsteer/pgsteer/pkg/pgwire"
+)
+
+// errAnswered ends a connection that needs no error: a cancel request.
+var errAnswered = errors.New("request answered")
+
+// login conducts a client's startup and authentication. Without an error the
+// connection has become the loop's.
+func (p *Pooler) login(conn net.Conn, addr netip.AddrPort, full bool) (refusal, error) {
+	s, err := pgwire.AcceptStartup(conn, 0)
+	if err != nil {
+		return refusedStartup, err
+	}
+	if s.Kind == pgwire.KindCancel {
+		p.cancelClient(addr, s.Key)
+		return refusedStartup, errAnswered
+	}
+	if full {
+		return refusedFull, errFull
+	}
+	n := newcomer{protocol: s.Protocol, addr: addr}
+	if err := p.parameters(&n, &s); err != nil {
+		return refusedParameter, err
+	}
+	id, err := p.auth.AuthenticateClient(conn, &s)
+	if err != nil {
+		return refusedAuth, err
+	}
+	if n.database = p.database(s.Database); n.database == nil {
+		return refusedDatabase, pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeInvalidCatalogName,
+			fmt.Sprintf("no such database: %s", s.Database))
+	}
+	n.user, n.keys = id.User, id.Keys
+	if u := n.database.User; u != "" {
+		n.user, n.keys = u, nil
+	}
+	p.log.Log(p.ctx, p.loop.m.limits.login, "login attempt", "client", addr, "database", s.Database, "user", s.User, "tls", false)
+	if n.fd, err = takeFD(conn); err != nil {
+		return refusedStartup, err
+	}
+	if err := unix.SetsockoptInt(n.fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSentLimit); err != nil {
+		p.log.Warn("failed to bound a client's send buffer", "client", addr, "error", err)
+	}
+	if !p.loop.post(func() { p.adoptClient(n) }) {
+		return refusedShutdown, errors.Join(errShutdown, unix.Close(n.fd))
+	}
+	return 0, nil
+}
+
+// cancelClient passes a cancel request on to the loop, and waits until it is
+// carried out. The requester's connection is open until then, so that it knows
+// when it can hit nothing else any more.
+func (p *Pooler) cancelClient(from netip.AddrPort, key pgwire.CancelKey) {
+	done := make(chan struct{})
+	posted := p.loop.post(func() {
+		if !p.loop.m.clientCancels(key, func() { close(done) }) {
+			p.log.Debug("cancel request for nobody", "client", from)
+		}
+	})
+	if !posted {
+		return
+	}
+	select {
+	case <-done:
+	case <-p.ctx.Done():
+	}
+}
+
+// notSentLimit bounds what the kernel holds for a client beyond what is on its
+// way, in bytes. Its own bound (tcp_wmem, 4 MB by default) times thousands of
+// clients that do not read would be more than an instance's memory.
+const notSentLimit = 128 << 10
+
+// adoptClient gives a client to the machine. It runs in the loop.
+func (p *Pooler) adoptClient(n newcomer) {
+	cl := p.loop.m.addClient(n)
+	if cl.dropped {
+		return
+	}
+	if err := p.loop.watch(&cl.conn); err != nil {
+		p.log.Error("failed to watch client", "client", n.addr, "error", err)
+		p.loop.m.clientGone(cl, "cannot be watched")
+	}
+}
+
+// database finds the settings for a database by the name that the client used.
+func (p *Pooler) database(name string) *Database {
+	d, ok := p.config.Databases[name]
+	if !ok {
+		if p.config.Fallback == nil {
+			return nil
+		}
+		d = *p.config.Fallback
+		d.DBName, d.auto = "", true
+	}
+	d.Name = name
+	if d.DBName == "" {
+		d.DBName = name
+	}
+	if d.PoolSize == 0 {
+		d.PoolSize = p.config.PoolSize
+	}
+	return &d
+}
+
+// parameters takes the startup parameters that follow the client, and refuses
+// those that nobody would honour.
+func (p *Pooler) parameters(n *newcomer, s *pgwire.Startup) error {
+	for _, param := range s.Params {
+		switch {
+		case p.parameter(n, param.Name, param.Value):
+		case param.Name == "replication" && isFalse(param.Value):
+		case param.Name == "replication":
+			return pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeFeatureNotSupported,
+				"replication connections are not supported")
+		case p.ignore[strings.ToLower(param.Name)]:
+		case param.Name == "options":
+			if err := p.options(n, param.Value); err != nil {
+				return err
+			}
+		default:
+			return pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation,
+				"unsupported startup parameter: "+param.Name)
+		}
+	}
+	return nil
+}
+
+// parameter notes the value of a tracked parameter, and reports whether it is
+// one.
+func (p *Pooler) parameter(n *newcomer, name, value string) bool {
+	i := varIndex(name)
+	if i < 0 {
+		return false
+	}
+	n.vars[i], n.varsSet[i] = value, true
+	return true
+}
+
+// options takes the parameters in "options": "-c name=value" and
+// "--name=value", separated by spaces, which a backslash protects (pg_split_opts
+// in PostgreSQL's postinit.c).
+func (p *Pooler) options(n *newcomer, text string) error {
+	words := splitOptions(text)
+	for i := 0; i < len(words); i++ {
+		setting, ok := strings.CutPrefix(words[i], "--")
+		if !ok {
+			setting, ok = strings.CutPrefix(words[i], "-c")
+			if ok && setting == "" && i+1 < len(words) {
+				i++
+				setting = words[i]
+			}
+		}
+		name, value, found := strings.Cut(setting, "=")
+		if !ok || !found {
+			return pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation,
+				"unsupported options startup parameter: only '-c name=value' and '--name=value' are allowed")
+		}
+		name = strings.ReplaceAll(name, "-", "_")
+		if !p.parameter(n, name, value) && !p.ignore[strings.ToLower(name)] {
+			return pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation,
+				"unsupported startup parameter in options: "+name)
+		}
+	}
+	return nil
+}
+
+func splitOptions(text string) []string {
+	var words []string
+	var word strings.Builder
+	inWord := false
+	for i := 0; i < len(text); i++ {
+		c := text[i]
+		if isSpace(c) {
+			if inWord {
+				words = append(words, word.String())
+				word.Reset()
+				inWord = false
+			}
+			continue
+		}
+		if c == '\\' && i+1 < len(text) {
+			i++
+			c = text[i]
+		}
+		word.WriteByte(c)
+		inWord = true
+	}
+	if inWord {
+		words = append(words, word.String())
+	}
+	return words
+}
+
+func isSpace(c byte) bool { return c == ' ' || c >= '\t' && c <= '\r' }
+
+// isFalse is PostgreSQL's parse_bool for the values that mean no replication.
+func isFalse(v string) bool {
+	switch strings.ToLower(v) {
+	case "false", "off", "no", "0", "f", "n":
+		return true
+	}
+	return false
+}

@@ -1,0 +1,335 @@
+package pooler
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/pgsteer/pgsteer/pkg/pgwire"
+)
+
+// world is what the machine wishes done outside. The calls return at once; what
+// comes of them is reported to the machine later, never from within the call.
+type world interface {
+	// dial logs in one more server for the pool: addServer or loginFailed.
+	dial(p *pool)
+	// cancelOn asks PostgreSQL to cancel what the server runs: cancelDone.
+	cancelOn(sv *server)
+	// write sends segs in order and returns how many bytes were taken: less
+	// than all when the socket is full. An error is final.
+	write(c *conn, segs [][]byte) (int, error)
+	// end ends the sending direction, or, finally, closes the descriptor.
+	end(c *conn, finally bool)
+}
+
+// limits is the part of the configuration that the machine uses.
+type limits struct {
+	maxPrepared    int
+	queryWait      time.Duration
+	loginWait      time.Duration
+	loginRetry     time.Duration
+	serverLifetime time.Duration
+	serverIdle     time.Duration
+	cancelWait     time.Duration
+	gatherBudget   int // bytes of unfinished messages, over all clients
+
+	login, logout, trouble slog.Level // of what is logged about each connection
+}
+
+// Bounds that have no setting.
+const (
+	// gatherBudget bounds the memory of messages that must be seen whole and
+	// have not arrived whole.
+	gatherBudget = 32 << 20
+	// maxDialsPerPool bounds the logins under way in a pool. PgBouncer has
+	// one at a time; a few more fill an empty pool sooner without a storm of
+	// forks at the server.
+	maxDialsPerPool = 4
+	// lingerTimeout is for a client to read its last words and close.
+	lingerTimeout = 2 * time.Second
+	// minTransientWait is between logins to a server that cannot be reached,
+	// doubled each time up to maxTransientWait (or the login retry time, if that
+	// is less): short, because a server that restarts is back in about a second,
+	// and clients wait for it.
+	minTransientWait = 250 * time.Millisecond
+	maxTransientWait = 2 * time.Second
+)
+
+func limitsOf(c *Config) limits {
+	return limits{
+		maxPrepared:    c.MaxPrepared,
+		queryWait:      c.QueryWaitTimeout,
+		loginWait:      c.ClientLoginTimeout,
+		loginRetry:     c.ServerLoginRetry,
+		serverLifetime: c.ServerLifetime,
+		serverIdle:     c.ServerIdleTimeout,
+		cancelWait:     c.CancelWaitTimeout,
+		gatherBudget:   gatherBudget,
+		login:          levelIf(c.LogConnections, slog.LevelInfo),
+		logout:         levelIf(c.LogDisconnections, slog.LevelInfo),
+		trouble:        levelIf(c.LogPoolerErrors, slog.LevelWarn),
+	}
+}
+
+// levelIf returns the level of what is to be logged, or else the debug level.
+func levelIf(on bool, level slog.Level) slog.Level {
+	if on {
+		return level
+	}
+	return slog.LevelDebug
+}
+
+// machine is the pooler without its sockets. It is not safe for concurrent use:
+// the loop owns it.
+type machine struct {
+	limits limits
+	world  world
+	log    *slog.Logger
+	// now is the time since the pooler started, set by the loop each round.
+	now time.Duration
+
+	slots []*conn // nil: free
+	gens  []uint32
+	free  []uint32
+
+	pools map[poolKey]*pool
+	byPID map[uint32]*client
+
+	population int // clients that have a slot
+
+	stmts    stmts
+	nextSeq  uint64 // of unnamed statements
+	gathered int    // bytes in gather buffers of more than a header's size
+	// heldBytes are the clients' input set aside.
+	heldBytes int
+
+	ready []*conn // to be read: readable and nobody in the way
+	dirty []*conn // have output queued
+
+	closing  list[client]
+	settling list[server]
+
+	arena  arena
+	outqs  []*outq
+	spills [][]byte
+	one    [1][]byte
+
+	// stopping: no transaction is begun any more; whoever ends one is told to
+	// go.
+	stopping bool
+
+	refusals [numRefusals]uint64
+}
+
+func newMachine(l limits, w world, log *slog.Logger) *machine {
+	return &machine{
+		limits:   l,
+		world:    w,
+		log:      log,
+		pools:    make(map[poolKey]*pool),
+		byPID:    make(map[uint32]*client),
+		stmts:    stmts{byKey: make(map[string]*stmt)},
+		closing:  list[client]{at: clientLink},
+		settling: list[server]{at: serverLink},
+		arena:    arena{buf: make([]byte, arenaSize)},
+	}
+}
+
+// enter gives a connection a slot.
+func (m *machine) enter(c *conn, fd int) {
+	c.fd = fd
+	c.writable = true
+	if n := len(m.free); n > 0 {
+		c.slot = m.free[n-1]
+		m.free = m.free[:n-1]
+	} else {
+		c.slot = uint32(len(m.slots))
+		m.slots = append(m.slots, nil)
+		m.gens = append(m.gens, 0)
+	}
+	c.gen = m.gens[c.slot]
+	m.slots[c.slot] = c
+}
+
+// leave closes a connection and gives its slot back under a new generation, so
+// that events and answers still on their way to it find nobody.
+func (m *machine) leave(c *conn) {
+	if c.dropped {
+		return
+	}
+	c.dropped = true
+	m.world.end(c, true)
+	m.slots[c.slot] = nil
+	m.gens[c.slot]++
+	m.free = append(m.free, c.slot)
+	if c.cl != nil {
+		m.population--
+		m.ungather(&c.in) // a server's is not counted: there are few, and small ones
+	}
+	m.putSpill(c)
+}
+
+// find returns the connection of an event, or nil if it is gone.
+func (m *machine) find(slot, gen uint32) *conn {
+	if int(slot) >= len(m.slots) || m.gens[slot] != gen {
+		return nil
+	}
+	return m.slots[slot]
+}
+
+// newcomer is a client that has logged in.
+type newcomer struct {
+	fd       int
+	database *Database
+	user     string // for servers
+	protocol pgwire.Version
+	addr     netip.AddrPort
+	vars     vars
+	varsSet  [numVars]bool
+	keys     *pgwire.ScramKeys // what its login revealed
+}
+
+// addClient takes a client in. Its welcome follows as soon as the pool's
+// parameters are known.
+func (m *machine) addClient(n newcomer) *client {
+	p := m.poolFor(n.database, n.user)
+	if n.keys != nil {
+		p.keys = n.keys
+	}
+	cl := &client{
+		pool: p, protocol: n.protocol, addr: n.addr, vars: n.vars, varsSet: n.varsSet, connectedAt: m.now,
+	}
+	cl.cl = cl
+	m.enter(&cl.conn, n.fd)
+	m.population++
+	p.clients[clientNew]++
+	for {
+		cl.key = pgwire.NewCancelKey(n.protocol)
+		if m.byPID[cl.key.PID] == nil {
+			break
+		}
+	}
+	m.byPID[cl.key.PID] = cl
+	p.stats.Logins++
+	m.moveClient(cl, clientGreeting)
+	m.emit(&cl.conn, pgwire.AppendAuthenticationOk(nil))
+	switch {
+	case m.stopping:
+		m.refuseClient(cl, refusedShutdown, errShutdown)
+	case p.params != nil:
+		m.greet(cl)
+	case p.failing(m.now):
+		m.refuseClient(cl, refusedServerLogin, p.cachedFailure())
+	default:
+		m.grow(p)
+	}
+	return cl
+}
+
+// greet sends a client what follows AuthenticationOk (section 53.2.1).
+func (m *machine) greet(cl *client) {
+	defaults := cl.pool.params.vars()
+	var out []byte
+	for i := range cl.vars {
+		if !cl.varsSet[i] {
+			cl.vars[i] = defaults[i]
+		}
+	}
+	for _, p := range cl.pool.params {
+		value := p.Value
+		if i := varIndex(p.Name); i >= 0 {
+			value = cl.vars[i]
+		}
+		out = pgwire.AppendParameterStatus(out, p.Name, value)
+	}
+	out = pgwire.AppendBackendKeyData(out, cl.key)
+	m.emit(&cl.conn, pgwire.AppendReadyForQuery(out, pgwire.TxIdle))
+	m.moveClient(cl, clientIdle)
+	m.wake(&cl.conn)
+}
+
+// clientGone forgets a client whose connection is of no use any more.
+func (m *machine) clientGone(cl *client, reason string) {
+	if cl.state == clientGone {
+		return
+	}
+	if cl.state != clientClosing {
+		m.logClient(m.limits.logout, "closing because: ", reason, cl)
+	}
+	m.detach(cl, false)
+	m.moveClient(cl, clientGone)
+	m.forget(cl)
+	m.leave(&cl.conn)
+}
+
+// logClient logs what concerns one client.
+func (m *machine) logClient(level slog.Level, what, why string, cl *client) {
+	if m.log.Enabled(context.Background(), level) {
+		m.log.Log(context.Background(), level, what+why, "client", cl.addr, "database", cl.pool.key.database, "user", cl.pool.key.user)
+	}
+}
+
+// forget releases what a client holds beside its socket.
+func (m *machine) forget(cl *client) {
+	if m.byPID[cl.key.PID] == cl {
+		delete(m.byPID, cl.key.PID)
+	}
+	m.stmts.unnameAll(cl, func(string) bool { return true })
+	cl.names, cl.unnamed = nil, nil
+	m.hold(cl, nil)
+}
+
+// hold sets a client's input aside; nil is nothing any more.
+func (m *machine) hold(cl *client, b []byte) {
+	m.heldBytes += len(b) - len(cl.held)
+	cl.held = b
+}
+
+// detach takes a client's server from it. Graceful says that the client took
+// its leave, so that what it asked for is to be done still.
+func (m *machine) detach(cl *client, graceful bool) {
+	sv := cl.server
+	if sv == nil {
+		return
+	}
+	cut := !cl.in.atBoundary()
+	cl.server, sv.client = nil, nil
+	m.settle(sv, cut, graceful)
+}
+
+// refuseClient ends a client with an error: at once if nobody is in the middle
+// of talking, and never within a message that is being relayed to it.
+func (m *machine) refuseClient(cl *client, why refusal, e *pgwire.Error) {
+	if cl.state == clientClosing || cl.state == clientGone {
+		return
+	}
+	m.refusals[why]++
+	m.logClient(m.limits.trouble, "pooler error: ", e.Message, cl)
+	if sv := cl.server; sv == nil || sv.in.atBoundary() {
+		m.emit(&cl.conn, e.Append(nil))
+	}
+	m.closeClient(cl)
+}
+
+// closeClient closes a client when it has got what was queued for it.
+func (m *machine) closeClient(cl *client) {
+	m.detach(cl, false)
+	m.moveClient(cl, clientClosing)
+	m.forget(cl)
+	cl.bye = true
+	m.ungather(&cl.in)
+	cl.in = framer{}
+	if !cl.dirty && len(cl.spill) == 0 {
+		m.world.end(&cl.conn, false)
+	}
+	m.wake(&cl.conn)
+}
+
+// ungather gives a gather buffer back.
+func (m *machine) ungather(f *framer) {
+	if len(f.gather) > len(f.small) {
+		m.gathered -= len(f.gather)
+	}
+	f.gather = nil
+}

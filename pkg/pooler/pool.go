@@ -1,0 +1,349 @@
+package pooler
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/pgsteer/pgsteer/pkg/pgwire"
+)
+
+// poolKey names a pool: the clients' name of the database, and the user that
+// its servers are logged in as.
+type poolKey struct{ database, user string }
+
+// pool is the servers for one database and user, and the clients that share
+// them.
+type pool struct {
+	key  poolKey
+	db   *Database
+	size int
+
+	clients [numClientStates]int // how many in each state
+	servers [numServerStates]int
+	dialing int
+
+	idle     list[server] // most recently used first
+	waiting  list[client] // first come, first served
+	greeting list[client]
+
+	params paramList         // what a server reported at login; nil before the first
+	keys   *pgwire.ScramKeys // of the last client that proved them
+	cache  pgwire.KeyCache   // used by the goroutines that dial
+
+	// The last login's failure, nil after a success.
+	failure  *pgwire.Error
+	lasting  bool          // the server refused: trying again soon is of no use
+	retryAt  time.Duration // not before
+	failures int           // in a row
+
+	stats PoolStats
+}
+
+// PoolStats are a pool's counters since the pooler started. Times are sums.
+type PoolStats struct {
+	Logins        uint64 // of clients
+	Transactions  uint64 // server assignments that came to their end
+	Queries       uint64 // ReadyForQuery seen by clients
+	BytesReceived uint64 // from clients
+	BytesSent     uint64 // to clients
+
+	ServerLogins        uint64
+	ServerLoginFailures uint64
+	ServersLost         uint64 // closed by the other side
+	Cancels             uint64 // sent to servers
+	Settings            uint64 // hand-outs that needed a SET
+	Notifications       uint64 // dropped: a pooled server's belong to nobody
+
+	ClientParses uint64 // of named statements
+	ServerParses uint64 // sent for them
+	Binds        uint64
+
+	WaitTime        time.Duration // of clients for servers
+	TransactionTime time.Duration // servers were assigned
+	QueryTime       time.Duration // answers were due
+}
+
+func (m *machine) poolFor(db *Database, user string) *pool {
+	key := poolKey{db.Name, user}
+	if p := m.pools[key]; p != nil {
+		return p
+	}
+	p := &pool{
+		key: key, db: db, size: db.PoolSize,
+		idle:     list[server]{at: serverLink},
+		waiting:  list[client]{at: clientLink},
+		greeting: list[client]{at: clientLink},
+	}
+	m.pools[key] = p
+	return p
+}
+
+// open returns the number of servers that the pool has or is about to have.
+func (p *pool) open() int { return p.live() + p.dialing }
+
+// live returns the number of servers that are logged in.
+func (p *pool) live() int {
+	return p.servers[serverIdle] + p.servers[serverActive] + p.servers[serverSettling] + p.servers[serverHeld]
+}
+
+// failing reports whether the pool has no server and the database refuses to
+// give it one.
+func (p *pool) failing(now time.Duration) bool {
+	return p.failure != nil && p.lasting && p.live() == 0 && now < p.retryAt
+}
+
+// cachedFailure is what a client is told while logins are not tried again.
+func (p *pool) cachedFailure() *pgwire.Error {
+	return pgwire.NewError(pgwire.SeverityFatal, p.failure.Code,
+		"server login has been failing, cached error: "+p.failure.Message+" (server_login_retry)")
+}
+
+// grow dials servers while clients wait for more than are on their way.
+func (m *machine) grow(p *pool) {
+	need := p.waiting.n
+	if p.params == nil {
+		need = max(need, min(p.greeting.n, 1))
+	}
+	for p.dialing < min(need, maxDialsPerPool) && p.open() < p.size && m.now >= p.retryAt && !m.stopping {
+		p.dialing++
+		m.world.dial(p)
+	}
+}
+
+// loggedIn is a server that a dial made.
+type loggedIn struct {
+	fd            int
+	key           pgwire.CancelKey
+	params        paramList
+	network, addr string // where it is
+}
+
+// addServer takes a server in.
+func (m *machine) addServer(p *pool, n loggedIn) *server {
+	p.dialing--
+	p.failure, p.failures, p.retryAt = nil, 0, 0
+	p.stats.ServerLogins++
+	p.params = n.params
+	sv := &server{
+		pool: p, key: n.key, network: n.network, addr: n.addr, vars: n.params.vars(),
+		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now,
+	}
+	sv.sv = sv
+	m.enter(&sv.conn, n.fd)
+	p.servers[serverNew]++
+	m.log.Log(context.Background(), m.limits.login, "new connection to server", "database", p.key.database, "user", p.key.user, "pid", sv.key.PID)
+	m.handOut(sv)
+	for p.greeting.head != nil {
+		m.greet(p.greeting.head)
+	}
+	m.grow(p)
+	return sv
+}
+
+// loginFailed is the other end of a dial. Lasting says that the server itself
+// refused in a way that waiting does not mend.
+func (m *machine) loginFailed(p *pool, e *pgwire.Error, lasting bool) {
+	p.dialing--
+	p.failures++
+	p.failure, p.lasting = e, lasting
+	p.stats.ServerLoginFailures++
+	wait := m.limits.loginRetry
+	if !lasting {
+		wait = min(wait, maxTransientWait, minTransientWait<<min(p.failures-1, 16))
+	}
+	p.retryAt = m.now + wait
+	if p.failures == 1 || lasting {
+		m.log.Warn("failed to log in to server", "database", p.key.database, "user", p.key.user,
+			"error", e.Message, "code", e.Code, "retry_in", wait)
+	}
+	if !lasting || p.live() > 0 {
+		return
+	}
+	told := pgwire.NewError(pgwire.SeverityFatal, e.Code, e.Message)
+	for p.waiting.head != nil {
+		m.refuseClient(p.waiting.head, refusedServerLogin, told)
+	}
+	for p.greeting.head != nil {
+		m.refuseClient(p.greeting.head, refusedServerLogin, told)
+	}
+}
+
+// attach gets a client a server, or puts it in the queue. It reports whether
+// the client may be read now.
+func (m *machine) attach(cl *client) bool {
+	p := cl.pool
+	if p.waiting.n == 0 {
+		if sv := m.pick(p, cl); sv != nil {
+			m.link(cl, sv)
+			return cl.state == clientActive
+		}
+	}
+	if p.failing(m.now) {
+		m.refuseClient(cl, refusedServerLogin, p.cachedFailure())
+		return false
+	}
+	m.moveClient(cl, clientWaiting)
+	m.grow(p)
+	return false
+}
+
+// pickDepth is how many idle servers are looked at for one whose parameters
+// are the client's already: a comparison of strings each, against a round trip.
+const pickDepth = 16
+
+func (m *machine) pick(p *pool, cl *client) *server {
+	var first *server
+	for sv, i := p.idle.head, 0; sv != nil && i < pickDepth; sv, i = sv.lk.next, i+1 {
+		switch {
+		case sv.readable:
+			// It has something to say, perhaps goodbye: first listen, see
+			// serverDry.
+		case sv.vars == cl.vars:
+			return sv
+		case first == nil:
+			first = sv
+		}
+	}
+	return first
+}
+
+// link gives a client a server.
+func (m *machine) link(cl *client, sv *server) {
+	if cl.state == clientWaiting {
+		cl.pool.stats.WaitTime += m.now - cl.since
+	}
+	m.moveServer(sv, serverActive)
+	sv.client, cl.server = cl, sv
+	sv.touched, sv.stalled, sv.lastType = false, false, 0
+	cl.linkedAt, cl.cancelWanted = m.now, false
+	if sv.vars == cl.vars {
+		m.moveClient(cl, clientActive)
+		return
+	}
+	cl.pool.stats.Settings++
+	m.moveClient(cl, clientSetting)
+	sv.setError = nil
+	m.ownQuery(sv, appendSet(nil, &sv.vars, &cl.vars))
+}
+
+// ownQuery sends a simple query whose answers nobody gets to see.
+func (m *machine) ownQuery(sv *server, msg []byte) {
+	sv.unnamedSeq = unnamedNone // a simple query destroys it (section 53.2.3)
+	m.expect(sv, expect{kind: expectOwnQuery})
+	m.emit(&sv.conn, msg)
+}
+
+// setDone goes on with a client whose server now has its parameters.
+func (m *machine) setDone(cl *client, sv *server) {
+	if e := sv.setError; e != nil {
+		m.refuseClient(cl, refusedParameter, pgwire.NewError(pgwire.SeverityFatal, e.Code, e.Message))
+		return
+	}
+	// The server's spelling counts: "iso" has become "ISO, MDY". The client
+	// is told where that is news to it.
+	for i := range cl.vars {
+		if cl.vars[i] != sv.vars[i] {
+			cl.vars[i] = sv.vars[i]
+			m.emit(&cl.conn, pgwire.AppendParameterStatus(nil, varNames[i], cl.vars[i]))
+		}
+	}
+	if cl.cancelWanted {
+		cl.server, sv.client = nil, nil
+		m.refuseRequest(cl)
+		m.handOut(sv)
+		return
+	}
+	m.moveClient(cl, clientActive)
+	m.wake(&cl.conn)
+}
+
+// release ends a transaction: the server is clean, the client owes nothing.
+func (m *machine) release(cl *client, sv *server) {
+	if sv.touched {
+		cl.pool.stats.Transactions++
+		cl.pool.stats.TransactionTime += m.now - cl.linkedAt
+	}
+	cl.server, sv.client = nil, nil
+	m.moveClient(cl, clientIdle)
+	m.handOut(sv)
+	if m.stopping {
+		m.refuseClient(cl, refusedShutdown, errShutdown)
+		return
+	}
+	m.wake(&cl.conn)
+}
+
+// handOut gives a clean server to the client that has waited longest, or lays
+// it aside. It is the only way to the state idle.
+func (m *machine) handOut(sv *server) {
+	p := sv.pool
+	switch {
+	case sv.cancels > 0:
+		m.moveServer(sv, serverHeld)
+	case sv.tainted:
+		m.closeServer(sv, "unclean server")
+	case sv.ended:
+		m.closeServer(sv, "server connection closed")
+	case m.stopping:
+		m.closeServer(sv, "shutting down")
+	case sv.touched && m.now-sv.openedAt >= m.limits.serverLifetime:
+		m.closeServer(sv, "server lifetime over")
+	case p.waiting.head != nil:
+		cl := p.waiting.head
+		m.link(cl, sv)
+		if cl.state == clientActive {
+			m.wake(&cl.conn)
+		}
+	default:
+		sv.expects.shrink()
+		m.moveServer(sv, serverIdle)
+	}
+}
+
+// closeServer says goodbye to a server and forgets it. One that a client left
+// within a message gets not a byte more: it would be taken for the rest of the
+// message, and the message carried out.
+func (m *machine) closeServer(sv *server, reason string) {
+	if !sv.cut && len(sv.spill) == 0 && sv.out == nil && !sv.ended {
+		m.one[0] = terminateMsg
+		// A server that does not take five bytes sees the socket close.
+		_, _ = m.world.write(&sv.conn, m.one[:])
+	}
+	m.serverGone(sv, reason)
+}
+
+var terminateMsg = pgwire.AppendTerminate(nil)
+
+// serverGone forgets a server. Its client must have been taken from it.
+func (m *machine) serverGone(sv *server, reason string) {
+	if sv.state == serverGone {
+		return
+	}
+	m.log.Log(context.Background(), m.limits.logout, "closing because: "+reason, "server", sv.key.PID,
+		"database", sv.pool.key.database, "user", sv.pool.key.user, "age", (m.now - sv.openedAt).Round(time.Second))
+	m.moveServer(sv, serverGone)
+	for st := range sv.prepared.byStmt {
+		m.stmts.release(st)
+	}
+	sv.prepared = newPrepareds()
+	for sv.expects.n > 0 {
+		if x := sv.expects.pop(); x.st != nil && (x.kind == expectOwnClose || x.kind == fakeClose) {
+			m.stmts.release(x.st) // these two entries hold one
+		}
+	}
+	m.leave(&sv.conn)
+	m.grow(sv.pool)
+}
+
+// lastingFailure tells a login that the server refuses for good from one that
+// may work a moment later: no connection at all, a server that starts or stops
+// (class 57), one that has no connection left (class 53).
+func lastingFailure(err error) (e *pgwire.Error, lasting bool) {
+	if e, ok := errors.AsType[*pgwire.Error](err); ok {
+		class := e.Code[:min(2, len(e.Code))]
+		return pgwire.NewError(pgwire.SeverityFatal, e.Code, e.Message), class != "57" && class != "53"
+	}
+	lasting = errors.Is(err, pgwire.ErrNoCredentials)
+	return pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeConnectionFailure, "server connection failed: "+err.Error()), lasting
+}

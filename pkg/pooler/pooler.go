@@ -1,0 +1,240 @@
+package pooler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pgsteer/pgsteer/pkg/pgwire"
+)
+
+// Pooler is a transaction pooler.
+type Pooler struct {
+	config    Config
+	log       *slog.Logger
+	ignore    map[string]bool
+	auth      *pgwire.Authenticator
+	loop      *loop
+	listeners []net.Listener
+	dialer    net.Dialer
+
+	clients atomic.Int64 // connected
+	early   earlyRefusals
+	wg      sync.WaitGroup // goroutines beside the loop
+	ctx     context.Context
+	cancel  context.CancelFunc
+	stopAt  time.Time // when transactions have had their time; the loop's
+	closing sync.Once
+
+	done     chan struct{} // closed at the end of Run
+	lastLook Snapshot      // valid then
+}
+
+// earlyRefusals counts the clients turned away before they reach the machine.
+type earlyRefusals [numRefusals]atomic.Uint64
+
+// Open checks the configuration and opens the listening sockets. Nothing is
+// accepted before Run; the caller must call Close.
+func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
+	if err := config.validate(); err != nil {
+		return nil, fmt.Errorf("checking configuration of pooler: %w", err)
+	}
+	p := &Pooler{config: config, log: log, dialer: net.Dialer{KeepAliveConfig: keepAlive}, ignore: make(map[string]bool), done: make(chan struct{})}
+	for _, name := range config.IgnoreStartup {
+		p.ignore[strings.ToLower(name)] = true
+	}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.auth = pgwire.NewAuthenticator(config.AuthMethod, p.lookup, config.AuthSeed)
+	defer func() {
+		if err != nil {
+			p.Close()
+		}
+	}()
+	if p.loop, err = openLoop(log); err != nil {
+		return nil, fmt.Errorf("opening event loop: %w", err)
+	}
+	p.loop.m = newMachine(limitsOf(&p.config), p, log)
+	p.loop.onTick = p.tick
+	p.loop.onDrop = p.dropped
+	for _, addr := range config.Listen {
+		ln, err := p.listen(addr)
+		if err != nil {
+			return nil, fmt.Errorf("opening listener: %w", err)
+		}
+		p.listeners = append(p.listeners, ln)
+	}
+	return p, nil
+}
+
+func (p *Pooler) lookup(user string) (pgwire.Secret, bool) {
+	s, ok := p.config.Users[user]
+	return s, ok
+}
+
+// keepAlive finds a peer that vanished without a word within two minutes.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4}
+
+func (p *Pooler) listen(addr string) (net.Listener, error) {
+	lc := net.ListenConfig{KeepAliveConfig: keepAlive}
+	lc.SetMultipathTCP(false) // on by default since Go 1.24, and not wanted here
+	if p.config.ReusePort {
+		lc.Control = setReusePort
+	}
+	ln, err := lc.Listen(context.Background(), "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	if n := p.config.Backlog; n > 0 {
+		if err := setBacklog(ln.(*net.TCPListener), n); err != nil {
+			return nil, errors.Join(fmt.Errorf("setting backlog: %w", err), ln.Close())
+		}
+	}
+	return ln, nil
+}
+
+// Addrs returns the addresses that the pooler listens at, in the order of
+// Config.Listen.
+func (p *Pooler) Addrs() []net.Addr {
+	addrs := make([]net.Addr, len(p.listeners))
+	for i, ln := range p.listeners {
+		addrs[i] = ln.Addr()
+	}
+	return addrs
+}
+
+// Run accepts clients until ctx ends. Then it accepts no more, ends the clients
+// that are not in a transaction, waits up to Config.ShutdownTimeout for the
+// others to end theirs, and returns nil. Close cuts that short.
+func (p *Pooler) Run(ctx context.Context) error {
+	var accepting sync.WaitGroup
+	for _, ln := range p.listeners {
+		accepting.Go(func() { p.accept(ln) })
+	}
+	release := context.AfterFunc(ctx, p.stop)
+	defer release()
+	err := p.loop.run()
+	p.cancel()
+	p.closeListeners()
+	p.loop.deliver() // the last messages: nobody may be left behind in them
+	p.loop.m.abandon()
+	p.loop.m.flush()
+	accepting.Wait()
+	p.wg.Wait()
+	p.lastLook = p.loop.m.snapshot()
+	close(p.done)
+	return err
+}
+
+// stop begins the end.
+func (p *Pooler) stop() {
+	p.closeListeners()
+	p.cancel() // logins under way
+	p.loop.post(func() {
+		p.stopAt = time.Now().Add(p.config.ShutdownTimeout)
+		p.loop.m.stop()
+		p.tick()
+	})
+}
+
+// tick looks whether the end has come.
+func (p *Pooler) tick() {
+	m := p.loop.m
+	if !m.stopping {
+		return
+	}
+	switch now := time.Now(); {
+	case now.After(p.stopAt.Add(lingerTimeout)):
+		p.loop.over = true
+	case now.After(p.stopAt):
+		m.stopNow()
+	}
+}
+
+// Close ends Run at once, if it runs, waits for it, and releases everything.
+func (p *Pooler) Close() error {
+	p.cancel()
+	p.closeListeners()
+	if p.loop == nil {
+		return nil
+	}
+	p.loop.post(func() { p.loop.over = true })
+	p.loop.mu.Lock()
+	ran := p.loop.started
+	p.loop.mu.Unlock()
+	if ran {
+		<-p.done
+	}
+	p.closing.Do(p.loop.close)
+	return nil
+}
+
+func (p *Pooler) closeListeners() {
+	for _, ln := range p.listeners {
+		// Closing twice is the only way for this to fail.
+		_ = ln.Close()
+	}
+}
+
+// Snapshot returns the present state.
+func (p *Pooler) Snapshot() Snapshot {
+	var s Snapshot
+	done := make(chan struct{})
+	if !p.loop.post(func() {
+		s = p.loop.m.snapshot()
+		close(done)
+	}) {
+		<-p.done
+		s = p.lastLook
+		s.Refusals = maps.Clone(s.Refusals)
+		close(done)
+	}
+	<-done
+	s.Started = p.loop.start
+	s.Clients, s.MaxClients = int(p.clients.Load()), p.config.MaxClients
+	for i := range p.early {
+		s.Refusals[refusal(i).String()] += p.early[i].Load()
+	}
+	return s
+}
+
+// write and end of world are the loop's.
+func (p *Pooler) write(c *conn, segs [][]byte) (int, error) { return p.loop.write(c, segs) }
+func (p *Pooler) end(c *conn, finally bool)                 { p.loop.end(c, finally) }
+
+// dropped is called for each connection that the machine has closed.
+func (p *Pooler) dropped(c *conn) {
+	if c.cl != nil {
+		p.clients.Add(-1)
+	}
+}
+
+// setReusePort lets several processes listen at one port.
+func setReusePort(_, _ string, rc syscall.RawConn) error {
+	var serr error
+	err := rc.Control(func(fd uintptr) {
+		serr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	})
+	return errors.Join(err, serr)
+}
+
+// setBacklog changes the length of a listener's queue: listen may be called
+// again, while net has no setting for it.
+func setBacklog(ln *net.TCPListener, n int) error {
+	rc, err := ln.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var lerr error
+	err = rc.Control(func(fd uintptr) { lerr = unix.Listen(int(fd), n) })
+	return errors.Join(err, lerr)
+}

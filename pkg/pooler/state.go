@@ -1,0 +1,184 @@
+package pooler
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/pgsteer/pgsteer/pkg/pgwire"
+)
+
+// clientState is where a client stands. Only moveClient changes it.
+type clientState uint8
+
+const (
+	clientNew      clientState = iota
+	clientGreeting             // authenticated; waits for a server to learn the parameters from
+	clientIdle                 // no server, no request
+	clientWaiting              // has a request, waits for a server
+	clientSetting              // has a server that is being given the client's parameters
+	clientActive               // has a server
+	clientRefusing             // its request was cancelled before it had a server, and is answered here
+	clientClosing              // its last words are going out
+	clientGone
+	numClientStates
+)
+
+// serverState is where a server stands. Only moveServer changes it.
+type serverState uint8
+
+const (
+	serverNew      serverState = iota
+	serverIdle                 // clean and free
+	serverActive               // a client has it
+	serverSettling             // its client went away in the middle: it is being cleaned
+	serverHeld                 // clean, but a cancel request for its last client is still on its way
+	serverGone
+	numServerStates
+)
+
+// client is a client connection after its login.
+type client struct {
+	conn
+	state clientState
+	pool  *pool
+	lk    link[client] // in pool.greeting, pool.waiting or machine.closing
+
+	server *server // in states setting and active
+
+	key      pgwire.CancelKey
+	protocol pgwire.Version
+	addr     netip.AddrPort
+	vars     vars
+	varsSet  [numVars]bool // which of them the client named at login
+
+	// held is input that was received and not yet processed.
+	held []byte
+	// heldEnd: the input ended behind held.
+	heldEnd bool
+
+	names map[string]*stmt // prepared statements by the client's names
+	// The unnamed statement: the whole Parse message if it is kept, and its
+	// number, 0 for none.
+	unnamed    []byte
+	unnamedSeq uint64
+
+	// refused: an error was already sent for the request being refused.
+	refused bool
+	// cancelWanted: cancelled while its server was being given parameters.
+	cancelWanted bool
+
+	connectedAt time.Duration
+	since       time.Duration // of waiting, greeting or closing
+	linkedAt    time.Duration
+}
+
+// server is a server connection after its login.
+type server struct {
+	conn
+	state serverState
+	pool  *pool
+	lk    link[server] // in pool.idle
+
+	client *client // in state active
+
+	key           pgwire.CancelKey
+	network, addr string // where it is, for cancel requests
+	vars          vars
+
+	expects expects
+	// flight: messages of the extended protocol were sent and no Sync yet.
+	flight bool
+	// skipping: the server skips messages up to a Sync that the client has not
+	// sent yet; so do we.
+	skipping bool
+	copyIn   bool
+	stalled  bool // the client's input waits for answers, see machine.stall
+	tainted  bool // not to be used again
+	touched  bool // bytes of the present client were sent
+	status   byte // of the last ReadyForQuery
+	lastType byte // the last message passed to the client: nothing follows a FATAL
+
+	prepared prepareds
+	// unnamedSeq is which client's unnamed statement the server has:
+	// unnamedNone or unnamedUnknown, or a number.
+	unnamedSeq uint64
+	// flightNo counts flights; unnamedFlight is the one in which the unnamed
+	// statement was parsed.
+	flightNo, unnamedFlight uint64
+
+	cancels   int      // cancel requests on their way
+	cancelled []func() // to be called when there are none any more
+	// While it is settled: the client left within a message, it took its
+	// leave, our ROLLBACK was sent.
+	cut, graceful, rolledBack bool
+
+	setError *pgwire.Error // why our SET failed
+
+	openedAt time.Duration
+	since    time.Duration // of the present state
+	busyAt   time.Duration // since when answers are due
+}
+
+// Values of server.unnamedSeq that are no statement's number.
+const (
+	unnamedNone    = 0
+	unnamedUnknown = ^uint64(0)
+)
+
+// moveClient changes a client's state, keeping lists and counts.
+func (m *machine) moveClient(cl *client, to clientState) {
+	p := cl.pool
+	if l := m.clientList(p, cl.state); l != nil {
+		l.remove(cl)
+	}
+	p.clients[cl.state]--
+	cl.state = to
+	p.clients[to]++
+	cl.since = m.now
+	if l := m.clientList(p, to); l != nil {
+		l.pushBack(cl)
+	}
+}
+
+func (m *machine) clientList(p *pool, s clientState) *list[client] {
+	switch s {
+	case clientGreeting:
+		return &p.greeting
+	case clientWaiting:
+		return &p.waiting
+	case clientClosing:
+		return &m.closing
+	}
+	return nil
+}
+
+// moveServer changes a server's state, keeping lists and counts.
+func (m *machine) moveServer(sv *server, to serverState) {
+	p := sv.pool
+	if l := m.serverList(p, sv.state); l != nil {
+		l.remove(sv)
+	}
+	p.servers[sv.state]--
+	sv.state = to
+	p.servers[to]++
+	sv.since = m.now
+	if l := m.serverList(p, to); l != nil {
+		// The most recently used server goes first: its caches are warm, and
+		// the others reach their idle timeout.
+		l.pushFront(sv)
+	}
+}
+
+func (m *machine) serverList(p *pool, s serverState) *list[server] {
+	switch s {
+	case serverIdle:
+		return &p.idle
+	case serverSettling:
+		return &m.settling
+	}
+	return nil
+}
+
+func clientLink(c *client) *link[client] { return &c.lk }
+
+func serverLink(s *server) *link[server] { return &s.lk }
