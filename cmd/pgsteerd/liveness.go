@@ -64,6 +64,10 @@ func (s *supervisor) add(router func() vrrp.Snapshot, f *fence) {
 	s.routers, s.fences, s.alive = append(s.routers, router), append(s.fences, f), append(s.alive, liveness{})
 }
 
+// startInterval is how often it looks until the daemon is ready: systemd
+// holds back what comes after us until then.
+const startInterval = 50 * time.Millisecond
+
 // run looks until ctx ends.
 func (s *supervisor) run(ctx context.Context) error {
 	interval := observeInterval
@@ -71,14 +75,18 @@ func (s *supervisor) run(ctx context.Context) error {
 		// systemd recommends half of the time; a third allows for one loss.
 		interval = min(interval, s.watchdog/3)
 	}
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
+	next := time.NewTimer(startInterval)
+	defer next.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case now := <-tick.C:
-			s.look(now)
+		case now := <-next.C:
+			if s.look(now); s.ready {
+				next.Reset(interval)
+			} else {
+				next.Reset(startInterval)
+			}
 		}
 	}
 }

@@ -93,7 +93,7 @@ func TestSupervisorRun(t *testing.T) {
 			_, f := testFence()
 			s.add(func() vrrp.Snapshot {
 				looked <- time.Now()
-				return vrrp.Snapshot{Name: "main"}
+				return vrrp.Snapshot{Name: "main", State: vrrp.Backup}
 			}, f)
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error, 1)
