@@ -82,6 +82,13 @@ static __always_inline void touch(struct flow *half, const struct packet *p)
 	half->seen = p->now;
 	half->packets++;
 	half->bytes += p->len;
+	/* Late segments must not turn it back. */
+	if (p->tcp->ack) {
+		__u32 ack = bpf_ntohl(p->tcp->ack_seq);
+
+		if (!half->ack || (__s32)(ack - half->ack) > 0)
+			half->ack = ack;
+	}
 }
 
 /* The client moved to another router: replies must follow. */

@@ -48,6 +48,13 @@ const volatile __u64 suspect_time = 2000000000ULL;
  */
 #define SILENCE 500000000ULL
 
+/*
+ * How far a reset's sequence number may be ahead of what its receiver has
+ * acknowledged: what can be in flight. A blind reset hits once in 4096, and the
+ * receiver itself takes only the exact number (RFC 5961, 3.2).
+ */
+#define RST_WINDOW (1 << 20)
+
 /* The interface's own MAC address: what is not addressed to it is not ours. */
 const volatile __u8 own_mac[6] = {};
 

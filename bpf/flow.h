@@ -3,7 +3,7 @@
  * flow.h: the life of a flow.
  *
  *   flow_peer_key()  the key of a half's other half
- *   flow_track()     a packet with SYN, FIN or RST, or the client's first ACK
+ *   flow_track_*()   a packet with SYN, FIN or RST, or the client's first ACK
  *   flow_close()     the only place where an active count goes down
  *   flow_remove()    close and delete both halves
  */
@@ -45,12 +45,27 @@ static __always_inline void flow_close(struct flow *forward)
 		load_release(forward->backend);
 }
 
+/*
+ * Whether a reset ends the flow, going by what its receiver has acknowledged.
+ * One that does not is sent on all the same: the receiver decides.
+ */
+static __always_inline bool rst_is_valid(const struct flow *receiver,
+					 const struct tcphdr *tcp)
+{
+	return !receiver || !receiver->ack ||
+	       bpf_ntohl(tcp->seq) - receiver->ack <= RST_WINDOW;
+}
+
 static __always_inline void flow_track_client(struct flow *forward,
 					      const struct tcphdr *tcp)
 {
 	__u32 old;
 
 	if (tcp->rst) {
+		struct flow_key key = flow_peer_key(forward);
+
+		if (!rst_is_valid(bpf_map_lookup_elem(&flows, &key), tcp))
+			return;
 		__sync_fetch_and_or(&forward->flags, FLOW_RESET);
 		flow_close(forward);
 		return;
@@ -76,6 +91,8 @@ static __always_inline void flow_track_backend(const struct flow *reverse,
 	if (!forward)
 		return;
 	if (tcp->rst) {
+		if (!rst_is_valid(forward, tcp))
+			return;
 		__sync_fetch_and_or(&forward->flags, FLOW_RESET);
 		flow_close(forward);
 	} else if (tcp->syn) {

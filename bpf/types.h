@@ -47,6 +47,8 @@ struct flow {
 	__u64 seen; /* last packet */
 	__u64 packets;
 	__u64 bytes; /* IP total length */
+	__u32 ack; /* newest acknowledgement seen, host order; 0: none yet */
+	__u32 pad;
 };
 
 /* A virtual address and this node's right to answer for it. */

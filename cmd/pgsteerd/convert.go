@@ -37,7 +37,7 @@ func balancerConfig(cfg *config.Config, log *slog.Logger) xdp.Config {
 func services(cfg *config.Config) []lb.Service {
 	var all []lb.Service
 	for _, s := range cfg.Services {
-		service := lb.Service{Name: s.Name, Addr: s.Addr, Scheduler: s.Scheduler}
+		service := lb.Service{Name: s.Name, Addr: s.Addr, Scheduler: s.Scheduler, ResetOnDown: s.OnMarkedDown == "reset"}
 		for _, b := range s.Backends {
 			service.Backends = append(service.Backends, lb.Backend{Name: b.Name, Addr: b.Addr, Weight: b.Weight})
 		}

@@ -105,6 +105,10 @@ type Service struct {
 	// Scheduler picks the backend of a new connection. Key: scheduler.
 	// Default: leastconn, the only one.
 	Scheduler lb.Scheduler
+	// OnMarkedDown says what becomes of the connections of a backend that is
+	// found to be down: "reset", both sides are told at once, or "keep", they
+	// are left to themselves. Key: on_marked_down. Default: reset.
+	OnMarkedDown string
 	// Check says how the backends are watched. Key: check.
 	Check Check
 	// Backends take the connections, 1 to 64. Key: backends. Required.

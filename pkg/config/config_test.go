@@ -38,12 +38,12 @@ func TestLoadFull(t *testing.T) {
 		},
 		Timeouts: Timeouts{SYN: 5 * time.Second, Established: 2 * time.Hour, FIN: 30 * time.Second, TimeWait: 15 * time.Second, Reset: time.Second},
 		Services: []Service{
-			{Name: "postgres", Addr: vip("192.168.1.100:5432"), Check: check, Backends: []Backend{
+			{Name: "postgres", Addr: vip("192.168.1.100:5432"), OnMarkedDown: "keep", Check: check, Backends: []Backend{
 				{"pooler1", vip("192.168.1.5:6432"), 1}, {"pooler2", vip("192.168.1.5:6433"), 256},
 			}},
-			{Name: "reports", Addr: vip("192.168.1.101:5432"), Check: check, Backends: []Backend{{"pooler1", vip("192.168.1.5:6434"), 1}}},
+			{Name: "reports", Addr: vip("192.168.1.101:5432"), OnMarkedDown: "reset", Check: check, Backends: []Backend{{"pooler1", vip("192.168.1.5:6434"), 1}}},
 			{
-				Name: "plain", Addr: vip("192.168.1.100:5433"),
+				Name: "plain", Addr: vip("192.168.1.100:5433"), OnMarkedDown: "reset",
 				Check:    Check{Type: "tcp", Interval: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Fall: 3, Rise: 2},
 				Backends: []Backend{{"pooler1", vip("192.168.1.5:6435"), 1}},
 			},
@@ -79,7 +79,7 @@ func TestMinimal(t *testing.T) {
 		},
 		Timeouts: Timeouts{SYN: 10 * time.Second, Established: 24 * time.Hour, FIN: 2 * time.Minute, TimeWait: time.Minute, Reset: 10 * time.Second},
 		Services: []Service{{
-			Name: "postgres", Addr: vip("192.168.1.100:5432"),
+			Name: "postgres", Addr: vip("192.168.1.100:5432"), OnMarkedDown: "reset",
 			Check: Check{
 				Type: "postgres", Interval: 2 * time.Second, Timeout: time.Second, Fall: 3, Rise: 2,
 				User: "pgsteer_check", Database: "postgres",

@@ -81,12 +81,13 @@ func parseTimeouts(root section) Timeouts {
 }
 
 func parseService(n node) Service {
-	s := n.section("name", "address", "scheduler", "check", "backends")
+	s := n.section("name", "address", "scheduler", "on_marked_down", "check", "backends")
 	svc := Service{
-		Name:      need(s, "name", name),
-		Addr:      need(s, "address", addrPort),
-		Scheduler: get(s, "scheduler", lb.LeastConn, scheduler),
-		Check:     parseCheck(s),
+		Name:         need(s, "name", name),
+		Addr:         need(s, "address", addrPort),
+		Scheduler:    get(s, "scheduler", lb.LeastConn, scheduler),
+		OnMarkedDown: get(s, "on_marked_down", "reset", oneOf("reset", "keep")),
+		Check:        parseCheck(s),
 	}
 	for _, n := range s.list("backends", 1, lb.MaxBackends) {
 		b := n.section("name", "address", "weight")

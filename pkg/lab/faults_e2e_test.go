@@ -87,6 +87,45 @@ func redispatched(t *testing.T, l *lab.Lab, balancer string) {
 	}
 }
 
+// testPoolerFrozen: a pooler that hangs keeps its connections and answers
+// nobody. Its clients are told as soon as it is marked down, and need not wait
+// for their own time-outs.
+func testPoolerFrozen(t *testing.T, l *lab.Lab) {
+	const victim = "pooler3"
+	owner := active(t, l)
+	held, err := load.Hold(within(t, time.Minute), 30, connector(t, l))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if err := l.Stop(victim); err != nil {
+		t.Fatal(err)
+	}
+	frozen := time.Now()
+	lost := held.Lost(t.Context()) // each asks, and waits for 5 s at most
+	told := time.Since(frozen)
+	if lost != 10 || told > 4500*time.Millisecond {
+		t.Errorf("%d of 30 connections are lost, want the 10 of %s; they were told after %v", lost, victim, told)
+	}
+	t.Logf("told after %v", told)
+	// The driver sends cancel requests for what it lost, which take a moment.
+	eventually(t, 10*time.Second, func() error {
+		n, err := counts(l, owner)
+		if err == nil && !slices.Equal(n, []int64{10, 10, 0}) {
+			err = fmt.Errorf("with %s frozen connections are spread as %v", victim, n)
+		}
+		return err
+	})
+	if err := l.Cont(victim); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.WaitBackends(within(t, 10*time.Second), lb.Up, victim); err != nil {
+		t.Fatal(err)
+	}
+	held.Close()
+	quiet(t, l, owner)
+}
+
 // testDatabaseKilled: when the database dies and returns, so does the service.
 func testDatabaseKilled(t *testing.T, l *lab.Lab) {
 	if err := l.Kill(lab.Postgres); err != nil {

@@ -34,6 +34,7 @@ func TestLab(t *testing.T) {
 		{"bad packets", testBadPackets},
 		{"bad clients", testBadClients},
 		{"pooler killed", testPoolerKilled},
+		{"pooler frozen", testPoolerFrozen},
 		{"database killed", testDatabaseKilled},
 		{"active killed", testActiveKilled},
 		{"active resigns", testActiveResigns},

@@ -33,6 +33,7 @@ type Controller struct {
 
 	mu       sync.Mutex
 	backends []*BackendStatus // in the order of configuration
+	reset    map[string]bool  // services whose dead backends' flows are reset
 }
 
 // NewController returns a controller without services.
@@ -46,9 +47,11 @@ func (c *Controller) SetServices(services []Service) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var next []*BackendStatus
+	reset := make(map[string]bool)
 	desired := make([]Service, len(services))
 	for i, s := range services {
 		desired[i] = s
+		reset[s.Name] = s.ResetOnDown
 		desired[i].Backends = make([]Backend, len(s.Backends))
 		for j, b := range s.Backends {
 			status := c.find(s.Name, b.Name)
@@ -66,7 +69,7 @@ func (c *Controller) SetServices(services []Service) error {
 	if err := c.dp.SetServices(desired); err != nil {
 		return fmt.Errorf("configuring the datapath: %w", err)
 	}
-	c.backends = next
+	c.backends, c.reset = next, reset
 	return nil
 }
 
@@ -101,6 +104,11 @@ func (c *Controller) SetHealth(service, backend string, up bool, reason string) 
 	c.log.Info("backend changed", "service", service, "backend", backend,
 		"from", b.State, "to", state, "reason", reason)
 	b.State, b.Since, b.Reason = state, now, reason
+	if state == Down && c.reset[service] {
+		if err := c.dp.ResetFlows(service, backend); err != nil {
+			return fmt.Errorf("resetting the flows of %s/%s: %w", service, backend, err)
+		}
+	}
 	return nil
 }
 

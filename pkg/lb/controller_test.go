@@ -11,6 +11,7 @@ import (
 type fakeDatapath struct {
 	services []Service
 	states   map[string]State
+	resets   []string
 	err      error
 }
 
@@ -25,6 +26,11 @@ func (f *fakeDatapath) SetBackendState(service, backend string, s State) error {
 	if f.err == nil {
 		f.states[service+"/"+backend] = s
 	}
+	return f.err
+}
+
+func (f *fakeDatapath) ResetFlows(service, backend string) error {
+	f.resets = append(f.resets, service+"/"+backend)
 	return f.err
 }
 
@@ -91,6 +97,25 @@ func TestFirstFailureGivesTheReason(t *testing.T) {
 	}
 	if got := c.Snapshot()[0]; got.Reason != "connection refused" || got.Transitions != 0 || len(dp.states) != 0 {
 		t.Errorf("got %+v, datapath %v", got, dp.states)
+	}
+}
+
+func TestFlowsOfADeadBackendAreResetIfWanted(t *testing.T) {
+	c, dp, _ := newController(t)
+	for _, reset := range []bool{false, true} {
+		s := service("192.168.1.5:6432", "192.168.1.5:6433")
+		s.ResetOnDown = reset
+		if err := c.SetServices([]Service{s}); err != nil {
+			t.Fatal(err)
+		}
+		for _, up := range []bool{false, true, true, false, false} {
+			if err := c.SetHealth("postgres", "a", up, "test"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if want := map[bool]int{false: 0, true: 1}[reset]; len(dp.resets) != want {
+			t.Errorf("with ResetOnDown %v: %q", reset, dp.resets)
+		}
 	}
 }
 

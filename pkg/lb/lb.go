@@ -82,7 +82,11 @@ type Service struct {
 	Name      string         // unique, at most MaxNameLen bytes
 	Addr      netip.AddrPort // VIP and port, IPv4
 	Scheduler Scheduler
-	Backends  []Backend
+	// ResetOnDown has the flows of a backend that is found to be down reset on
+	// both sides: clients connect anew at once instead of waiting for a frozen
+	// server until their own time-outs.
+	ResetOnDown bool
+	Backends    []Backend
 }
 
 // Datapath is what the controller needs of whatever forwards the packets.
@@ -93,6 +97,9 @@ type Datapath interface {
 	// SetBackendState changes the state of one backend; flows that exist are
 	// not touched.
 	SetBackendState(service, backend string, s State) error
+	// ResetFlows ends the established flows of a backend by a reset to both
+	// sides, at a bounded rate. It returns before that is done.
+	ResetFlows(service, backend string) error
 }
 
 // BackendStats is what the datapath counted for one backend.

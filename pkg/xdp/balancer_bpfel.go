@@ -48,6 +48,8 @@ type balancerFlow struct {
 	Seen      uint64
 	Packets   uint64
 	Bytes     uint64
+	Ack       uint32
+	Pad       uint32
 }
 
 type balancerFlowFlag uint32

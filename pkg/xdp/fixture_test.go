@@ -275,7 +275,7 @@ func (f *fixture) connect(from netip.AddrPort) (c, b segment) {
 	c.src = from
 	b = f.expect(c, "tx_new")
 	f.expect(b.answer(syn|ack), "tx_reverse")
-	c.flags = ack
+	c.flags, c.seq = ack, c.seq+1
 	b = f.expect(c, "tx_forward")
 	return c, b
 }

@@ -53,6 +53,39 @@ func TestResetEndsAFlowFromEitherSide(t *testing.T) {
 	f.wantActive(0, 0, 0)
 }
 
+func TestBlindResetEndsNothing(t *testing.T) {
+	f := newFixture(t)
+	c, b := f.connect(client)
+	for _, off := range []uint32{1 << 21, 1 << 31, ^uint32(0)} {
+		blind := c
+		blind.flags, blind.seq = rst, c.seq+off
+		f.expect(blind, "tx_forward") // the backend has the last word
+		blind = b.answer(rst)
+		blind.seq += off
+		f.expect(blind, "tx_reverse")
+		f.wantActive(0, 0, 1)
+	}
+	// In flight: beyond what the backend has acknowledged.
+	c.flags, c.seq = rst, c.seq+100000
+	f.expect(c, "tx_forward")
+	f.wantActive(0, 0, 0)
+}
+
+func TestLateAcknowledgementsDoNotCount(t *testing.T) {
+	f := newFixture(t)
+	c, b := f.connect(client)
+	c.ack += 1 << 22
+	f.expect(c, "tx_forward")
+	c.ack -= 1 << 22
+	f.expect(c, "tx_forward") // overtaken on the way
+	r := b.answer(rst)
+	f.expect(r, "tx_reverse")
+	f.wantActive(0, 0, 1)
+	r.seq += 1 << 22
+	f.expect(r, "tx_reverse")
+	f.wantActive(0, 0, 0)
+}
+
 func TestSYNFromAClosedFlowsPortIsScheduledAfresh(t *testing.T) {
 	f := newFixture(t)
 	c, b := f.connect(client)
@@ -254,7 +287,7 @@ func TestRandomTracesAgreeWithAModel(t *testing.T) {
 				t.Fatalf("step %d: SYN gave %s on %+v", step, v, *m)
 			}
 		case 1, 2:
-			s.flags = []uint8{ack, fin | ack, rst}[rng.IntN(3)]
+			s.flags, s.seq = []uint8{ack, fin | ack, rst}[rng.IntN(3)], s.seq+1
 			_, _, v := f.run(s.frame())
 			if m.exists != (v == "tx_forward") {
 				t.Fatalf("step %d: client's %#x gave %s on %+v", step, s.flags, v, *m)
@@ -266,7 +299,9 @@ func TestRandomTracesAgreeWithAModel(t *testing.T) {
 				continue
 			}
 			flags := []uint8{ack, syn | ack, fin | ack, rst, rst | ack}[rng.IntN(5)]
-			_, out, v := f.run(m.backend.answer(flags).frame())
+			reply := m.backend.answer(flags)
+			reply.seq = s.ack // what the client has acknowledged
+			_, out, v := f.run(reply.frame())
 			if v == "tx_redispatch_refused" && flags == rst|ack && m.open && !m.answered {
 				*m = flow{exists: true, open: true, backend: decode(t, out)}
 				break

@@ -68,12 +68,13 @@ func TestConnectionLivesOnAfterARedispatch(t *testing.T) {
 	if back.src != vip || back.dst != in.src || back.dstMAC != clientMAC || back.ack != in.seq+1 {
 		t.Errorf("the client gets an answer from %s to %s", back.src, back.dst)
 	}
-	in.flags, in.options = ack, ""
+	in.flags, in.options, in.ack = ack, "", 778
 	if got := f.expect(in, "tx_forward"); got.dst != b.dst {
 		t.Errorf("the client's next segment goes to %s", got.dst)
 	}
 	// Established: a reset is a reset now.
-	f.expect(b.answer(rst|ack), "tx_reverse")
+	reply.flags, reply.seq = rst|ack, 778
+	f.expect(reply, "tx_reverse")
 	f.wantActive(0, 0, 0)
 }
 

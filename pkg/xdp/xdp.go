@@ -123,6 +123,7 @@ type Balancer struct {
 	nl     *netlink.Handle // bound to ns
 
 	mu         sync.Mutex // guards the maps that Go writes, and what follows
+	resets     resetter
 	placed     []placedBackend
 	neighbours map[netip.Addr]macAddr
 
@@ -173,6 +174,7 @@ func Open(cfg Config) (*Balancer, error) {
 		ns:         netns.None(),
 		neighbours: make(map[netip.Addr]macAddr),
 		drift:      make(map[uint16]int64),
+		resets:     resetter{fd: -1},
 	}
 	if err := b.open(); err != nil {
 		return nil, errors.Join(err, b.Close())
@@ -187,6 +189,9 @@ func (b *Balancer) open() error {
 	}
 	if b.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return fmt.Errorf("opening a netlink socket: %w", err)
+	}
+	if b.resets, err = newResetter(); err != nil {
+		return err
 	}
 	if err := b.load(); err != nil {
 		return err
@@ -251,12 +256,13 @@ func (b *Balancer) load() error {
 // Mode returns how the program is attached: "native" or "generic".
 func (b *Balancer) Mode() string { return b.mode }
 
-// Run keeps next hops' MAC addresses current and sweeps the flow table until
-// ctx ends; it then returns nil. The program forwards with or without it.
+// Run keeps next hops' MAC addresses current, sweeps the flow table and resets
+// the flows of dead backends until ctx ends; it then returns nil. The program forwards with or without it.
 func (b *Balancer) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return b.watchNeighbours(ctx) })
 	g.Go(func() error { return b.sweepLoop(ctx) })
+	g.Go(func() error { return b.resetLoop(ctx) })
 	return g.Wait()
 }
 
@@ -268,6 +274,9 @@ func (b *Balancer) Close() error {
 	var errs []error
 	if b.ns.IsOpen() {
 		errs = append(errs, b.ns.Close())
+	}
+	if b.resets.fd >= 0 {
+		errs = append(errs, unix.Close(b.resets.fd))
 	}
 	if b.link != nil {
 		errs = append(errs, b.link.Close())
