@@ -48,10 +48,13 @@ func (s *show) poolerDies(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("killing %s: %w", victim, err)
 	}
-	s.say(fmt.Sprintf("%d of %d held connections broke; %d of %d logins failed, the last %.1f s after the kill",
-		lost, held.Len(), outage.Failed, outage.Attempts, outage.Lasted.Seconds()))
+	logins := fmt.Sprintf("%d of %d", outage.Failed, outage.Attempts)
+	if outage.Failed > 0 {
+		logins += fmt.Sprintf(", until %.1f s", outage.Lasted.Seconds())
+	}
+	s.say(fmt.Sprintf("held connections broken: %d of %d; logins failed: %s", lost, held.Len(), logins))
 	s.add(victim+" killed -9: held connections broken", "%d of %d", lost, held.Len())
-	s.add(victim+" killed -9: logins failed", "%d of %d, until %.1f s", outage.Failed, outage.Attempts, outage.Lasted.Seconds())
+	s.add(victim+" killed -9: logins failed", "%s", logins)
 	s.add(victim+" killed -9: marked down, up", "after %.1f s, after %.1f s", down.Seconds(), up.Seconds())
 	if third := held.Len() / lab.PoolerCount; lost > third {
 		return fmt.Errorf("%d held connections broke when %s died, which had %d of them", lost, victim, third)
