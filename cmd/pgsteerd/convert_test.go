@@ -65,8 +65,11 @@ func TestNothingIsForgotten(t *testing.T) {
 		}
 	}
 	for _, s := range services(cfg) {
-		if m := missing(s, "Scheduler"); len(m) > 0 {
+		if m := missing(s, "Scheduler", "ResetOnDown"); len(m) > 0 {
 			t.Errorf("lb.Service: %v", m)
+		}
+		if want := s.Name != "postgres"; s.ResetOnDown != want { // that one says keep
+			t.Errorf("%s: ResetOnDown is %v", s.Name, s.ResetOnDown)
 		}
 		for _, b := range s.Backends {
 			if m := missing(b, "State"); len(m) > 0 {
