@@ -50,10 +50,11 @@ const volatile __u64 suspect_time = 2000000000ULL;
 
 /*
  * How far a reset's sequence number may be ahead of what its receiver has
- * acknowledged: what can be in flight. A blind reset hits once in 4096, and the
- * receiver itself takes only the exact number (RFC 5961, 3.2).
+ * acknowledged: what can be in flight, which Linux bounds by tcp_rmem, 6 MB by
+ * default. A blind reset hits once in 512, and the receiver itself takes only
+ * the exact number (RFC 5961, 3.2).
  */
-#define RST_WINDOW (1 << 20)
+#define RST_WINDOW (8 << 20)
 
 /* The interface's own MAC address: what is not addressed to it is not ours. */
 const volatile __u8 own_mac[6] = {};
