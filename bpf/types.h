@@ -154,7 +154,7 @@ struct bucket {
 /*
  * Requests to the programs that the daemon runs by BPF_PROG_RUN. They travel
  * as the test packet: programs of type syscall, whose context this would be,
- * may not touch a map with a lock before kernel 6.7.
+ * may not touch a map with a lock on older kernels.
  */
 struct reap_request {
 	struct flow_key key; /* the forward half's */
