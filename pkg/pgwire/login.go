@@ -35,16 +35,6 @@ type ServerSession struct {
 	Params []Param   // the reported parameters, last value of each, in the order of arrival
 }
 
-// Get returns the value of a reported parameter.
-func (s *ServerSession) Get(name string) (value string, ok bool) {
-	for _, p := range s.Params {
-		if p.Name == name {
-			return p.Value, true
-		}
-	}
-	return "", false
-}
-
 // Sentinels wrapped by the errors of ConnectServer.
 var (
 	// ErrServerProtocol: the server's messages make no sense.

@@ -234,16 +234,6 @@ func TestAppendRenamed(t *testing.T) {
 	}
 }
 
-func TestParseQuery(t *testing.T) {
-	query, types, ok := ParseQuery([]byte("select 1\x00\x00\x00"))
-	if string(query) != "select 1" || string(types) != "\x00\x00" || !ok {
-		t.Errorf("got %q %q %v", query, types, ok)
-	}
-	if _, _, ok := ParseQuery([]byte("select")); ok {
-		t.Error("a cut text is accepted")
-	}
-}
-
 func FuzzParseNames(f *testing.F) {
 	f.Add(byte('P'), []byte("s1\x00select 1\x00\x00\x00"), "n")
 	f.Add(byte('B'), []byte("p\x00s1\x00\x00\x00\x00\x00\x00\x00"), "")

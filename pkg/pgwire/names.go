@@ -112,8 +112,3 @@ func AppendRenamed(dst []byte, typ byte, bodyLen int, head []byte, n Names, name
 	dst = append(dst, name...)
 	return append(dst, head[n.Statement.End:]...), nil
 }
-
-// ParseQuery returns the query text in the tail of a Parse message (see
-// Names.Tail) and what follows its terminator, the parameter types. Ok is false
-// when the text does not end within the bytes given.
-func ParseQuery(tail []byte) (query, types []byte, ok bool) { return cutCString(tail) }

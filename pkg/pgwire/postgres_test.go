@@ -61,8 +61,8 @@ func TestPostgresLogin(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer s.conn.Close()
-			name, _ := s.Get("application_name")
-			version, _ := s.Get("server_version")
+			name, _ := reported(s.ServerSession, "application_name")
+			version, _ := reported(s.ServerSession, "server_version")
 			if name != "pgwire test" || version == "" || s.Key.PID == 0 || len(s.Key.Secret) != SecretLen30 {
 				t.Errorf("session %+v", s.ServerSession)
 			}

@@ -24,6 +24,8 @@ type resetter struct {
 	pending []placedBackend
 	wake    chan struct{} // token
 	fd      int           // raw socket, opened in the daemon's namespace
+
+	lastError error // of sending; the goroutine's own
 }
 
 func newResetter() (resetter, error) {
@@ -72,6 +74,11 @@ func (b *Balancer) resetLoop(ctx context.Context) error {
 			}
 			if n > 0 {
 				b.log.Info("reset the connections of a backend that is down", "service", p.service, "backend", p.name, "flows", n)
+			}
+			if err := b.resets.lastError; err != nil {
+				b.resets.lastError = nil
+				b.log.Warn("not every reset could be sent; who got none is told when it speaks next",
+					"service", p.service, "backend", p.name, "error", err)
 			}
 		}
 	}
@@ -156,11 +163,12 @@ func (b *Balancer) resetAll(flows []flowHalf) (int, error) {
 }
 
 // sendReset sends what the receiver, which expects seq next, takes for the end
-// (RFC 5961, 3.2). A full socket loses it, like the wire may.
+// (RFC 5961, 3.2). It may be lost here as on the wire, and that is no reason to
+// stop: the last failure is kept for the log.
 func (b *Balancer) sendReset(from, to netip.AddrPort, seq uint32) {
 	packet := resetPacket(from, to, seq)
 	if err := unix.Sendto(b.resets.fd, packet[:], 0, &unix.SockaddrInet4{Addr: to.Addr().As4()}); err != nil {
-		b.log.Debug("a reset could not be sent", "to", to, "error", err)
+		b.resets.lastError = fmt.Errorf("sending a reset to %s: %w", to, err)
 	}
 }
 
