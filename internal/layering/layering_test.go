@@ -25,7 +25,7 @@ var floors = [][]string{
 	{"pkg/pgwire", "pkg/vrrp", "pkg/notify"},
 	{"pkg/lb", "pkg/health", "pkg/pooler"},
 	{"pkg/xdp", "pkg/flowsync"},
-	{"pkg/config", "pkg/stats", "pkg/lab"},
+	{"pkg/config", "pkg/stats", "pkg/lab", "pkg/admin", "pkg/capture"},
 	{"cmd/pgsteerd", "cmd/pgsteer-pooler", "cmd/pgsteer", "cmd/pgsteer-lab", "deploy", "internal/layering"},
 }
 
@@ -39,8 +39,8 @@ var onlyFor = map[string][]string{
 // of its path. A library that is not listed may not be imported at all. Tests
 // may use any listed library: they play the other side.
 var owners = map[string][]string{
-	"github.com/cilium/ebpf":           {"pkg/xdp"},
-	"github.com/vishvananda/netlink":   {"pkg/vrrp", "pkg/xdp", "pkg/lab"},
+	"github.com/cilium/ebpf":           {"pkg/xdp", "pkg/capture"},
+	"github.com/vishvananda/netlink":   {"pkg/vrrp", "pkg/xdp", "pkg/lab", "pkg/capture"},
 	"github.com/vishvananda/netns":     {"pkg/vrrp", "pkg/xdp", "pkg/lab"},
 	"github.com/mdlayher/arp":          {"pkg/vrrp"},
 	"github.com/mdlayher/ethernet":     {"pkg/vrrp"},

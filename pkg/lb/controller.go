@@ -22,6 +22,15 @@ type BackendStatus struct {
 	Reason      string         `json:"reason"`      // of the last change
 	Transitions uint64         `json:"transitions"` // from Up to Down
 	Downtime    time.Duration  `json:"downtime"`    // total, the present one included; nanoseconds
+
+	config Backend // as SetServices was given it
+}
+
+// as is the backend as the datapath is told of it.
+func (b *BackendStatus) as(s State) Backend {
+	config := b.config
+	config.State = s
+	return config
 }
 
 // Controller holds the desired state and tells the datapath what changes.
@@ -62,6 +71,7 @@ func (c *Controller) SetServices(services []Service) error {
 				}
 			}
 			next = append(next, status)
+			status.config = b
 			b.State = status.State
 			desired[i].Backends[j] = b
 		}
@@ -91,7 +101,7 @@ func (c *Controller) SetHealth(service, backend string, up bool, reason string) 
 		b.Reason = reason
 		return nil
 	}
-	if err := c.dp.SetBackendState(service, backend, state); err != nil {
+	if err := c.dp.SetBackend(service, b.as(state)); err != nil {
 		return fmt.Errorf("setting %s/%s %s: %w", service, backend, state, err)
 	}
 	now := c.now()

@@ -22,7 +22,8 @@ func (f *fakeDatapath) SetServices(s []Service) error {
 	return f.err
 }
 
-func (f *fakeDatapath) SetBackendState(service, backend string, s State) error {
+func (f *fakeDatapath) SetBackend(service string, b Backend) error {
+	backend, s := b.Name, b.State
 	if f.err == nil {
 		f.states[service+"/"+backend] = s
 	}

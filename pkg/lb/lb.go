@@ -20,6 +20,8 @@ const (
 	// MaxBackends is the number of backends one service can have. A scan of
 	// 64 slots at SYN costs 57 ns (measured), which is why there is a bound.
 	MaxBackends = 64
+	// MaxNATAddrs is the number of further source addresses of one service.
+	MaxNATAddrs = 7
 	// MaxNameLen is the longest service or backend name, in bytes: names are
 	// kept in the pinned maps so that tools can read them without the daemon.
 	MaxNameLen = 31
@@ -53,13 +55,19 @@ func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 // Scheduler selects a backend for a new flow.
 type Scheduler uint8
 
-// LeastConn picks the backend with the fewest flows per unit of weight.
-const LeastConn Scheduler = 0
+// The schedulers. The numbers are those of bpf/types.h.
+const (
+	LeastConn  Scheduler = iota // the fewest flows per unit of weight
+	RoundRobin                  // in turn, as often as the weight says, evenly spread
+	RandomTwo                   // the less loaded of two that are drawn at random
+)
+
+var schedulerNames = [...]string{LeastConn: "leastconn", RoundRobin: "roundrobin", RandomTwo: "random2"}
 
 // String returns the scheduler's name as written in the configuration.
 func (s Scheduler) String() string {
-	if s == LeastConn {
-		return "leastconn"
+	if int(s) < len(schedulerNames) {
+		return schedulerNames[s]
 	}
 	return fmt.Sprintf("scheduler(%d)", uint8(s))
 }
@@ -70,8 +78,13 @@ func (s Scheduler) MarshalText() ([]byte, error) { return []byte(s.String()), ni
 // Backend is one pooler behind a service.
 type Backend struct {
 	Name   string         // unique within its service, at most MaxNameLen bytes
-	Addr   netip.AddrPort // IPv4
+	Addr   netip.AddrPort // of the family of its service's address
 	Weight uint16         // relative capacity, 1-256; 1 is the default
+	// MaxConnections is how many flows it has at the most; 0 is no limit. One
+	// that is full is passed over.
+	MaxConnections uint32
+	// Backup backends take new flows only while no other is up.
+	Backup bool
 	State  State
 }
 
@@ -80,8 +93,24 @@ type Backend struct {
 // the life of a slot: flows refer to slots.
 type Service struct {
 	Name      string         // unique, at most MaxNameLen bytes
-	Addr      netip.AddrPort // VIP and port, IPv4
+	Addr      netip.AddrPort // VIP and port, IPv4 or IPv6
 	Scheduler Scheduler
+	// SlowStart is how long the share of a backend that comes up grows from
+	// nothing to what its weight says; 0 is no such time.
+	SlowStart time.Duration
+	// DropWhenFull has a SYN for which all backends are full dropped, so that
+	// the client tries again; else it is answered by a reset.
+	DropWhenFull bool
+	// Allow are the networks that clients may come from; none means all.
+	Allow []netip.Prefix
+	// NATAddrs are further addresses, beside the VIP, that flows have as their
+	// source towards the backends: each gives 55,296 more flows to each
+	// backend. They are virtual addresses of this node, of the VIP's family,
+	// MaxNATAddrs at the most.
+	NATAddrs []netip.Addr
+	// ClientAddress has the client's address written into its SYN as a TCP
+	// option, which the pooler reads.
+	ClientAddress bool
 	// ResetOnDown has the flows of a backend that is found to be down reset on
 	// both sides: clients connect anew at once instead of waiting for a frozen
 	// server until their own time-outs.
@@ -94,29 +123,50 @@ type Datapath interface {
 	// SetServices replaces the set of services. Active counts of backends
 	// that stay (same service name, same backend address) are kept.
 	SetServices([]Service) error
-	// SetBackendState changes the state of one backend; flows that exist are
-	// not touched.
-	SetBackendState(service, backend string, s State) error
-	// ResetFlows ends the established flows of a backend by a reset to both
-	// sides, at a bounded rate. It returns before that is done.
+	// SetBackend changes state, weight, limit and standing of one backend, found
+	// by its name; its address must be the one that it has. Flows that exist are
+	// not touched. A change to Up begins its slow start.
+	SetBackend(service string, b Backend) error
+	// ResetFlows ends the established flows of a backend, which takes no new
+	// ones, by a reset to both sides, at a bounded rate. It returns before that
+	// is done, and leaves off when the backend is Up again meanwhile.
 	ResetFlows(service, backend string) error
 }
 
+// ConnectTimeBuckets is the number of buckets of BackendStats.ConnectTime.
+const ConnectTimeBuckets = 24
+
 // BackendStats is what the datapath counted for one backend.
 type BackendStats struct {
-	Name       string         `json:"name"`
-	Addr       netip.AddrPort `json:"address"`
-	State      State          `json:"state"`
-	Weight     uint16         `json:"weight"`
-	Reachable  bool           `json:"reachable"`   // its next hop's MAC address is known
-	MAC        string         `json:"mac"`         // next hop's MAC address, empty when unknown
-	Active     int64          `json:"active"`      // flows open now; exact
-	Total      uint64         `json:"total"`       // flows ever scheduled to it
-	Refused    uint64         `json:"refused"`     // SYNs it answered by a reset; others were asked
-	PacketsIn  uint64         `json:"packets_in"`  // client to backend
-	BytesIn    uint64         `json:"bytes_in"`    // IP bytes, client to backend
-	PacketsOut uint64         `json:"packets_out"` // backend to client
-	BytesOut   uint64         `json:"bytes_out"`   // IP bytes, backend to client
+	Name      string         `json:"name"`
+	Addr      netip.AddrPort `json:"address"`
+	State     State          `json:"state"`
+	Weight    uint16         `json:"weight"`
+	Limit     uint32         `json:"max_connections"` // 0 is no limit
+	Backup    bool           `json:"backup"`
+	Reachable bool           `json:"reachable"` // its next hop's MAC address is known
+	MAC       string         `json:"mac"`       // next hop's MAC address, empty when unknown
+	Active    int64          `json:"active"`    // flows open now; exact
+	Total     uint64         `json:"total"`     // flows ever scheduled to it
+	Closed    uint64         `json:"closed"`    // of these, flows that are over
+	Refused   uint64         `json:"refused"`   // SYNs it answered by a reset; others were asked
+	// Redispatched counts the flows that were taken from it, because it refused
+	// or did not answer, and offered to others.
+	Redispatched uint64 `json:"redispatched"`
+	// Resets counts the flows that ended by a reset, from either side.
+	Resets uint64 `json:"resets"`
+	// Evicted counts the half-open flows that gave way to newer ones.
+	Evicted uint64 `json:"evicted"`
+	// ConnectTime counts handshakes by the time from SYN to SYN-ACK: bucket 0
+	// those below 1 microsecond, bucket n those below 2^n; the last one all
+	// that took longer.
+	ConnectTime [ConnectTimeBuckets]uint64 `json:"connect_time"`
+	// ConnectTimeSum is the sum of these times.
+	ConnectTimeSum time.Duration `json:"connect_time_sum"`
+	PacketsIn      uint64        `json:"packets_in"`  // client to backend
+	BytesIn        uint64        `json:"bytes_in"`    // IP bytes, client to backend
+	PacketsOut     uint64        `json:"packets_out"` // backend to client
+	BytesOut       uint64        `json:"bytes_out"`   // IP bytes, backend to client
 }
 
 // ServiceStats is a service with the counts of its backends.
@@ -154,9 +204,12 @@ type Flow struct {
 	Service netip.AddrPort `json:"service"`
 	SNAT    netip.AddrPort `json:"snat"` // source that the backend sees: the VIP and a reserved port
 	Backend netip.AddrPort `json:"backend"`
-	State   string         `json:"state"` // syn_sent, syn_received, established, fin_client, fin_backend, time_wait, reset
-	Age     time.Duration  `json:"age"`
-	Idle    time.Duration  `json:"idle"`
+	// State is syn_sent, syn_received, established, fin_client, fin_backend,
+	// time_wait (the backend closed first and holds the port for a minute),
+	// closed or reset.
+	State string        `json:"state"`
+	Age   time.Duration `json:"age"`
+	Idle  time.Duration `json:"idle"`
 	// Packets and Bytes are counted on the IP layer, in the direction named.
 	PacketsIn  uint64 `json:"packets_in"`
 	BytesIn    uint64 `json:"bytes_in"`
@@ -170,7 +223,8 @@ type Audit struct {
 	Live     int   `json:"live"`      // of these, flows that count as active
 	Drift    int64 `json:"drift"`     // sum over backends of |active - recount| seen in two sweeps running; target 0
 	Orphans  int   `json:"orphans"`   // entries whose other half was missing
-	Capacity int   `json:"capacity"`  // entries the table can hold (two per flow)
+	Capacity int   `json:"capacity"`  // entries the tables can hold (two per flow)
+	Memory   int64 `json:"memory"`    // bytes that all tables take together
 	SweptAgo int64 `json:"swept_ago"` // age of this recount, nanoseconds
 }
 

@@ -243,7 +243,7 @@ func TestNoLeaseNoWord(t *testing.T) {
 func TestNoBackendUpIsToldAtOnce(t *testing.T) {
 	f := newFixture(t)
 	for i, state := range []lb.State{lb.Down, lb.Draining, lb.Maintenance} {
-		f.must(f.SetBackendState("postgres", threePoolers().Backends[i].Name, state))
+		f.must(f.setState(threePoolers().Backends[i].Name, state))
 	}
 	out := f.expect(fromClient(syn), "tx_rst_no_backend")
 	if out.flags != rst|ack || out.ack != 1001 || out.dst != client {

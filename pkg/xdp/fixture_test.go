@@ -179,6 +179,17 @@ func newFixture(t *testing.T, change ...func(*Config)) *fixture {
 	return f
 }
 
+// setState changes the state of one of the three poolers.
+func (f *fixture) setState(name string, state lb.State) error {
+	for _, b := range threePoolers().Backends {
+		if b.Name == name {
+			b.State = state
+			return f.SetBackend("postgres", b)
+		}
+	}
+	return f.SetBackend("postgres", lb.Backend{Name: name, State: state})
+}
+
 func (f *fixture) must(err error) {
 	f.t.Helper()
 	if err != nil {

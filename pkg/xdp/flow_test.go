@@ -131,9 +131,9 @@ func TestWeightsShareInProportion(t *testing.T) {
 
 func TestOnlyBackendsThatAreUpAndReachableTakeFlows(t *testing.T) {
 	f := newFixture(t)
-	f.must(f.SetBackendState("postgres", "pooler1", lb.Draining))
+	f.must(f.setState("pooler1", lb.Draining))
 	_, b := f.connect(clientNumber(1))
-	f.must(f.SetBackendState("postgres", "pooler2", lb.Down))
+	f.must(f.setState("pooler2", lb.Down))
 	for n := range 10 {
 		if _, b := f.connect(clientNumber(10 + n)); b.dst.Port() != 6434 {
 			t.Fatalf("scheduled to %s", b.dst)
@@ -146,7 +146,7 @@ func TestOnlyBackendsThatAreUpAndReachableTakeFlows(t *testing.T) {
 	f.mu.Unlock()
 	f.must(err)
 	f.expect(fromClient(syn), "tx_rst_no_backend")
-	if err := f.SetBackendState("postgres", "pooler9", lb.Up); err == nil {
+	if err := f.setState("pooler9", lb.Up); err == nil {
 		t.Error("a backend that does not exist was accepted")
 	}
 }

@@ -104,7 +104,7 @@ func TestBackendThatRefusedIsTheLastChoiceForAWhile(t *testing.T) {
 	}
 	for _, b := range threePoolers().Backends {
 		if b.Addr != refusing.dst {
-			f.must(f.SetBackendState("postgres", b.Name, lb.Down))
+			f.must(f.setState(b.Name, lb.Down))
 		}
 	}
 	if got := f.expect(synWithOptions(50), "tx_new"); got.dst != refusing.dst {

@@ -84,7 +84,7 @@ func TestFlowsOfADeadBackendAreReset(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- f.Run(ctx) }()
-	f.must(f.SetBackendState("postgres", name, lb.Down))
+	f.must(f.setState(name, lb.Down))
 	f.must(f.ResetFlows("postgres", name))
 	first, second := next(), next()
 	if first.src != vip || first.dst != c.src || first.seq != 9001 || first.flags != rst {
@@ -101,7 +101,7 @@ func TestFlowsOfADeadBackendAreReset(t *testing.T) {
 	}
 	f.wantActive(0, 1, 1)
 	f.expect(c, "tx_rst_client")
-	f.must(f.SetBackendState("postgres", name, lb.Up))
+	f.must(f.setState(name, lb.Up))
 	if err := f.ResetFlows("postgres", "nobody"); err == nil {
 		t.Error("an unknown backend was accepted")
 	}
@@ -123,7 +123,7 @@ func TestNothingIsResetWithoutNeed(t *testing.T) {
 	if n := reset(); n != 0 {
 		t.Errorf("%d flows of a backend that is up were reset", n)
 	}
-	f.must(f.SetBackendState("postgres", place.name, lb.Down))
+	f.must(f.setState(place.name, lb.Down))
 	f.must(f.RevokeLease(vip.Addr()))
 	if n := reset(); n != 0 {
 		t.Errorf("%d flows were reset while another node owns the address", n)

@@ -195,16 +195,18 @@ func (b *Balancer) freeSlot(id, slot uint32) error {
 	return nil
 }
 
-// SetBackendState implements lb.Datapath.
-func (b *Balancer) SetBackendState(service, backend string, s lb.State) error {
+// SetBackend implements lb.Datapath.
+func (b *Balancer) SetBackend(service string, backend lb.Backend) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, p := range b.placed {
-		if p.service == service && p.name == backend {
-			return b.changeSlot(p.id, p.slot, func(row *balancerSlot) { row.State = uint8(s) })
+		if p.service == service && p.name == backend.Name && p.addr == backend.Addr {
+			return b.changeSlot(p.id, p.slot, func(row *balancerSlot) {
+				row.State, row.Weight = uint8(backend.State), backend.Weight
+			})
 		}
 	}
-	return fmt.Errorf("%w: %s/%s", errNoSuchBackend, service, backend)
+	return fmt.Errorf("%w: %s/%s", errNoSuchBackend, service, backend.Name)
 }
 
 // changeSlot rewrites one slot of a schedule. Only Go writes schedules, and
