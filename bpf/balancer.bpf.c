@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * The balancer: parse, service, flow, schedule, rewrite, send, count.
+ * The balancer: parse, flow or service, schedule, rewrite, send, count.
  *
  * Attached to the LAN interface of each node. Packets that are not for a
  * service of a VIP go to the kernel untouched. Packets that are never do: while
@@ -11,58 +11,32 @@
 #include <linux/errno.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
+#include <linux/in6.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define IP_DF 0x4000
-#define IP_FRAGMENT 0x3fff /* more fragments, or an offset */
-#define ARP_REQUEST 1
-
 #include "config.h"
+#include "csum.h"
+#include "family.h"
 #include "types.h"
 #include "verdict.h"
 #include "maps.h"
 #include "parse.h"
-#include "csum.h"
+#include "budget.h"
 #include "flow.h"
 #include "scheduler.h"
 #include "nat.h"
 #include "reply.h"
+#include "syn.h"
 #include "redispatch.h"
+#include "neighbour.h"
+#include "icmp.h"
+#include "requests.h"
 
-static __always_inline bool same_mac(const __u8 *a, const volatile __u8 *b)
-{
-	for (int i = 0; i < 6; i++)
-		if (a[i] != b[i])
-			return false;
-	return true;
-}
-
-/*
- * Without a lease this node must not be found under the address. Gratuitous
- * requests pass: they ask nothing, and the daemon wants to see them.
- */
-static __always_inline enum verdict handle_arp(struct cursor *c)
-{
-	struct arp_ipv4 *arp = parse_arp(c);
-	__be32 sender, target;
-	struct vip *vip;
-
-	if (!arp)
-		return PASS_TRUNCATED;
-	__builtin_memcpy(&sender, arp->sender_ip, 4);
-	__builtin_memcpy(&target, arp->target_ip, 4);
-	if (arp->operation != bpf_htons(ARP_REQUEST) || sender == target)
-		return PASS_ARP;
-	vip = bpf_map_lookup_elem(&vips, &target);
-	if (vip && bpf_ktime_get_coarse_ns() >= vip->lease_until)
-		return DROP_FENCED_ARP;
-	return PASS_ARP;
-}
-
-static __always_inline void count_traffic(__u32 backend, __u16 len, bool in)
+static __always_inline void count_traffic(__u32 backend, __u32 len, bool in)
 {
 	struct traffic *t = bpf_map_lookup_elem(&traffics, &backend);
 
@@ -79,11 +53,11 @@ static __always_inline void count_traffic(__u32 backend, __u16 len, bool in)
 
 static __always_inline void touch(struct flow *half, const struct packet *p)
 {
-	half->seen = p->now;
+	half->seen = age_units(p->now);
 	half->packets++;
 	half->bytes += p->len;
 	/* Late segments must not turn it back. */
-	if (p->tcp->ack) {
+	if (tcp_flags(p->tcp) & TCP_ACK) {
 		__u32 ack = bpf_ntohl(p->tcp->ack_seq);
 
 		if (!half->ack || (__s32)(ack - half->ack) > 0)
@@ -100,8 +74,8 @@ static __noinline void follow_client(struct flow *forward,
 
 	if (!reverse)
 		return;
-	__builtin_memcpy(reverse->client_mac, p->eth->h_source, 6);
-	__builtin_memcpy(forward->client_mac, p->eth->h_source, 6);
+	mac_copy(reverse->client_mac, p->eth->h_source);
+	mac_copy(forward->client_mac, p->eth->h_source);
 }
 
 static __always_inline enum verdict forward(struct packet *p, struct flow *half,
@@ -114,27 +88,43 @@ static __always_inline enum verdict forward(struct packet *p, struct flow *half,
 		return DROP_RACE;
 	touch(half, p);
 	count_traffic(index, p->len, true);
-	if (!same_mac(half->client_mac, p->eth->h_source))
+	if (!mac_equal(half->client_mac, p->eth->h_source))
 		follow_client(half, p);
-	if (!(half->flags & FLOW_ESTABLISHED) || p->tcp->fin || p->tcp->rst)
-		flow_track_client(half, p->tcp);
+	if (!(half->flags & FLOW_ESTABLISHED) ||
+	    tcp_flags(p->tcp) & (TCP_FIN | TCP_RST))
+		flow_track_client(half, p);
 	nat_rewrite(p, half, backend->mac);
 	return verdict;
+}
+
+/* The same for a SYN, which may have to be written anew. */
+static __noinline enum verdict forward_syn(struct xdp_md *ctx, struct packet *p,
+					   struct flow *half,
+					   const struct handshake *syn,
+					   enum verdict verdict)
+{
+	if (!syn->tells_client)
+		return forward(p, half, verdict);
+	touch(half, p);
+	count_traffic(half->backend, p->len, true);
+	return write_syn(ctx, &p->l2, half, syn) ? verdict : DROP_REPLY;
 }
 
 static __always_inline enum verdict reverse(struct xdp_md *ctx,
 					    struct packet *p, struct flow *half)
 {
+	__u8 flags = tcp_flags(p->tcp);
+
 	touch(half, p);
 	count_traffic(half->backend, p->len, false);
-	if (p->tcp->rst) {
+	if (flags & TCP_RST) {
 		enum verdict verdict = redispatch_refused(ctx, p, half);
 
 		if (verdict != TX_REVERSE)
 			return verdict;
 	}
-	if (p->tcp->syn || p->tcp->fin || p->tcp->rst)
-		flow_track_backend(half, p->tcp);
+	if (flags & (TCP_SYN | TCP_FIN | TCP_RST))
+		flow_track_backend(half, p);
 	nat_rewrite(p, half, half->client_mac);
 	return TX_REVERSE;
 }
@@ -146,139 +136,293 @@ static __always_inline bool is_backend(const struct packet *p)
 	return bpf_map_lookup_elem(&backend_ids, &key);
 }
 
-static __always_inline struct service *find_service(const struct packet *p)
+static __always_inline bool is_pure_syn(__u8 flags)
 {
-	struct service_key key = {
-		.addr = p->key.daddr,
-		.port = p->key.dport,
-		.proto = IPPROTO_TCP,
-	};
-
-	return bpf_map_lookup_elem(&services, &key);
+	return (flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST)) == TCP_SYN;
 }
 
-/* A segment for which there is no flow. */
-static __always_inline enum verdict handle_miss(struct xdp_md *ctx,
-						struct packet *p)
+static __always_inline bool is_allowed(const struct service *service,
+				       const struct addr *addr)
 {
-	struct service *service = find_service(p);
-	struct opening o = { .key = p->key, .now = p->now };
-	enum verdict verdict;
-	struct flow *half = NULL;
+	struct network network = {
+		.bits = 32 + 8 * sizeof(*addr),
+		.service = bpf_htonl(service->id),
+		.addr = *addr,
+	};
 
-	if (!service)
-		return is_backend(p) ? reply_rst(ctx, p, TX_RST_BACKEND) :
-				       PASS_PORT;
-	if (!p->tcp->syn || p->tcp->ack || p->tcp->fin || p->tcp->rst)
-		return reply_rst(ctx, p, TX_RST_CLIENT);
-	if (p->ip->ttl <= 1)
+	return bpf_map_lookup_elem(&allowed, &network);
+}
+
+/* A SYN that no flow has: schedule it. */
+static __noinline enum verdict open_flow(struct xdp_md *ctx, struct packet *p,
+					 const struct service *service,
+					 __u32 vip)
+{
+	struct scratch *s = scratch();
+	struct flow *half = NULL;
+	struct handshake *syn;
+	enum verdict verdict;
+	struct opening *o;
+
+	if (ip_hops(p->ip) <= 1)
 		return DROP_TTL;
-	o.service = service->id;
-	__builtin_memcpy(o.client_mac, p->eth->h_source, 6);
-	verdict = nat_open(&o, &half);
+	if (service->flags & SERVICE_RESTRICTED &&
+	    !is_allowed(service, &p->key.saddr))
+		return DROP_NOT_ALLOWED;
+	verdict = syn_budget(&p->key.saddr, p->now);
+	if (verdict != TX_NEW)
+		return verdict;
+	syn = take_ticket();
+	if (!syn || !s)
+		return DROP_RACE;
+	o = &s->opening;
+	o->key = p->key;
+	o->now = p->now;
+	o->excluded = 0;
+	o->ticket = syn->ticket;
+	o->vip = vip;
+	mac_copy(o->client_mac, p->eth->h_source);
+	verdict = nat_open(s, service, &half);
 	if (verdict == TX_NEW && half) {
-		remember_syn(p, (void *)(long)ctx->data_end, o.excluded);
-		return forward(p, half, TX_NEW);
+		remember_syn(p, (void *)(long)ctx->data_end, syn,
+			     service->flags & SERVICE_CLIENT_ADDRESS);
+		syn->tried = o->excluded;
+		return forward_syn(ctx, p, half, syn, TX_NEW);
 	}
 	if (verdict >= DROP_FENCED)
 		return verdict;
 	return reply_rst(ctx, p, verdict);
 }
 
-static __always_inline enum verdict handle_tcp(struct xdp_md *ctx,
-					       struct packet *p,
-					       const struct vip *vip)
+/* A segment to one of our addresses for which there is no flow. */
+static __noinline enum verdict handle_miss(struct xdp_md *ctx, struct packet *p,
+					   __u32 vip)
 {
-	struct flow *half = bpf_map_lookup_elem(&flows, &p->key);
-	enum verdict verdict = TX_FORWARD;
+	struct service *service = service_at(&p->key.daddr, p->key.dport);
 
-	if (p->now >= vip->lease_until)
-		return half || find_service(p) || is_backend(p) ? DROP_FENCED :
-								  PASS_PORT;
-	if (half && p->ip->ttl <= 1)
-		return DROP_TTL;
-	if (!half)
-		return handle_miss(ctx, p);
-	if (!(half->flags & FLOW_FORWARD))
-		return reverse(ctx, p, half);
-	/*
-	 * A new connection from an old one's port: schedule it afresh. Whoever
-	 * takes the entry removes it; another CPU's copy of the SYN is dropped.
-	 */
-	if (half->flags & FLOW_CLOSED && p->tcp->syn && !p->tcp->ack) {
-		if (__sync_fetch_and_or(&half->flags, FLOW_TAKEN) & FLOW_TAKEN)
-			return DROP_RACE;
-		flow_remove(half, &p->key);
-		return handle_miss(ctx, p);
-	}
-	if (p->tcp->syn && !p->tcp->ack &&
-	    !(half->flags & (FLOW_SYN_ACK | FLOW_CLOSED)) &&
-	    p->now - half->created > SILENCE) {
-		verdict = redispatch_silent(p, &half);
-		if (verdict >= DROP_FENCED)
-			return verdict;
-		if (!half)
-			return reply_rst(ctx, p, verdict);
-	}
-	return forward(p, half, verdict);
+	if (!service && !is_backend(p))
+		return PASS_PORT;
+	if (!leased(vip, p->now))
+		return DROP_FENCED;
+	if (!service)
+		return reply_rst(ctx, p, TX_RST_BACKEND);
+	if (!is_pure_syn(tcp_flags(p->tcp)))
+		return reply_rst(ctx, p, TX_RST_CLIENT);
+	return open_flow(ctx, p, service, vip);
 }
 
-static __always_inline enum verdict handle_ip(struct xdp_md *ctx,
-					      struct cursor *c)
+/*
+ * A SYN for a flow that there is: the same SYN again, which may be offered to
+ * another backend, or a new connection from an old one's port, which is
+ * scheduled afresh.
+ */
+static __noinline enum verdict handle_syn(struct xdp_md *ctx, struct packet *p,
+					  struct flow *half)
 {
-	struct ethhdr *eth = (void *)(long)ctx->data;
-	struct iphdr *ip = parse_ip(c);
-	struct packet p = {};
-	struct vip *vip;
-	__be32 daddr;
+	struct handshake *syn = handshake_of(half);
+	enum verdict verdict = TX_FORWARD;
+	__u32 flags = half->flags;
 
-	if (!ip || (void *)(eth + 1) > c->end)
-		return PASS_TRUNCATED;
-	daddr = ip->daddr;
-	vip = bpf_map_lookup_elem(&vips, &daddr);
-	if (!vip)
-		return PASS_NOT_VIP;
-	if (!same_mac(eth->h_dest, own_mac))
-		return PASS_NOT_MINE;
-	p.len = bpf_ntohs(ip->tot_len);
-	if (ip->version != 4 || ip->ihl < 5 || p.len < ip->ihl * 4 ||
-	    (void *)ip + p.len > c->end)
+	if (!(flags & (FLOW_ESTABLISHED | FLOW_CLOSED | FLOW_FIN_CLIENT)) &&
+	    syn && syn->seq == p->tcp->seq) {
+		if (!(flags & FLOW_SYN_ACK) &&
+		    bpf_ktime_get_ns() - syn->opened_ns > SILENCE) {
+			verdict = reopen(&p->key, p->now, syn, &half);
+			if (verdict == TX_NEW)
+				verdict = TX_REDISPATCH_SILENT;
+			if (verdict >= DROP_FENCED)
+				return verdict;
+			if (!half)
+				return reply_rst(ctx, p, verdict);
+		}
+		return forward_syn(ctx, p, half, syn, verdict);
+	}
+	if (flags & (FLOW_ESTABLISHED | FLOW_FIN_CLIENT) &&
+	    !(flags & FLOW_CLOSED))
+		return forward(p, half, TX_FORWARD); /* the backend decides */
+	/*
+	 * Whoever takes the entry removes it; another CPU's copy of the SYN is
+	 * dropped.
+	 */
+	if (!flow_take(half))
+		return DROP_RACE;
+	flags = half->vip;
+	flow_remove(half, &p->key);
+	return handle_miss(ctx, p, flags);
+}
+
+static __always_inline enum verdict handle_flow(struct xdp_md *ctx,
+						struct packet *p,
+						struct flow *half)
+{
+	__u32 vip = half->vip;
+	__u64 *until = bpf_map_lookup_elem(&leases, &vip);
+
+	if (!until || p->now >= *until)
+		return DROP_FENCED;
+	if (ip_hops(p->ip) <= 1)
+		return DROP_TTL;
+	if (!(half->flags & FLOW_FORWARD))
+		return reverse(ctx, p, half);
+	if (is_pure_syn(tcp_flags(p->tcp)))
+		return handle_syn(ctx, p, half);
+	return forward(p, half, TX_FORWARD);
+}
+
+/* What is wrong with the headers; TX_FORWARD when nothing is. */
+static __always_inline enum verdict check_headers(struct xdp_md *ctx,
+						  struct cursor *c,
+						  struct packet *p)
+{
+	ip_header *ip = p->ip;
+
+	p->len = ip_len(ip);
+#ifdef PGSTEER_IPV6
+	if (ip->version != 6)
 		return DROP_IP_HEADER;
-	if (ip->protocol != IPPROTO_TCP)
+#else
+	if (ip->version != 4 || ip->ihl < 5 || p->len < ip->ihl * 4)
+		return DROP_IP_HEADER;
+#endif
+	if (frags ? p->l2.len + p->len > bpf_xdp_get_buff_len(ctx) :
+		    (void *)ip + p->len > c->end)
+		return DROP_IP_HEADER;
+#ifdef PGSTEER_IPV6
+	switch (ip->nexthdr) {
+	case IPPROTO_FRAGMENT:
+		return DROP_FRAGMENT;
+	case IPPROTO_HOPOPTS:
+	case IPPROTO_ROUTING:
+	case IPPROTO_DSTOPTS:
+		return DROP_IP_OPTIONS;
+	}
+#endif
+	if (ip_protocol(ip) != IPPROTO_TCP)
 		return PASS_NOT_TCP;
+#ifndef PGSTEER_IPV6
 	if (ip->frag_off & bpf_htons(IP_FRAGMENT))
 		return DROP_FRAGMENT;
 	if (ip->ihl != 5)
 		return DROP_IP_OPTIONS;
-	p.eth = eth;
-	p.ip = ip;
-	p.tcp = parse_tcp(c);
-	if (!p.tcp || p.len < sizeof(*ip) + p.tcp->doff * 4)
+#endif
+	p->tcp = parse_tcp(c);
+	if (!p->tcp || p->len < sizeof(*ip) + p->tcp->doff * 4)
 		return DROP_TCP_HEADER;
-	p.key.saddr = ip->saddr;
-	p.key.daddr = ip->daddr;
-	p.key.sport = p.tcp->source;
-	p.key.dport = p.tcp->dest;
-	p.now = bpf_ktime_get_coarse_ns();
-	return handle_tcp(ctx, &p, vip);
+	return TX_FORWARD;
 }
 
-SEC("xdp")
-int balancer(struct xdp_md *ctx)
+static __always_inline enum verdict handle_ip(struct xdp_md *ctx,
+					      struct cursor *c,
+					      struct ethhdr *eth,
+					      const struct l2 *l2)
+{
+	struct packet p = { .eth = eth, .l2 = *l2 };
+	enum verdict verdict;
+	struct flow *half;
+	struct vip *vip;
+	__u32 *filter;
+	__u32 last;
+
+	p.ip = parse_ip(c);
+	if (!p.ip)
+		return PASS_TRUNCATED;
+#ifdef PGSTEER_IPV6
+	if (p.ip->nexthdr == IPPROTO_ICMPV6) {
+		verdict = handle_neighbour(*c);
+		if (verdict != PASS_ETHERTYPE)
+			return verdict;
+	}
+#endif
+	last = addr_last_byte(ip_daddr(p.ip));
+	filter = bpf_map_lookup_elem(&vip_filter, &last);
+	if (!filter || !*filter)
+		return PASS_NOT_VIP;
+	if (!mac_is_own(eth->h_dest))
+		return PASS_NOT_MINE;
+	p.key.saddr = *ip_saddr(p.ip);
+	p.key.daddr = *ip_daddr(p.ip);
+	p.now = bpf_jiffies64();
+	verdict = check_headers(ctx, c, &p);
+	if (verdict == TX_FORWARD) {
+		p.key.sport = p.tcp->source;
+		p.key.dport = p.tcp->dest;
+		half = bpf_map_lookup_elem(&flows, &p.key);
+		if (half)
+			return handle_flow(ctx, &p, half);
+	}
+	vip = bpf_map_lookup_elem(&vips, &p.key.daddr);
+	if (!vip)
+		return PASS_NOT_VIP;
+	if (verdict == PASS_NOT_TCP && ip_protocol(p.ip) == IPPROTO_ICMP_FAMILY)
+		return handle_icmp(ctx, &p);
+	if (verdict != TX_FORWARD)
+		return verdict;
+	return handle_miss(ctx, &p, vip->index);
+}
+
+static __always_inline struct cursor cursor_of(struct xdp_md *ctx)
 {
 	struct cursor c = {
 		.pos = (void *)(long)ctx->data,
 		.end = (void *)(long)ctx->data_end,
 	};
-	struct ethhdr *eth = parse_eth(&c);
 
-	if (!eth)
-		return finish(ctx, PASS_TRUNCATED);
-	if (eth->h_proto == bpf_htons(ETH_P_IP))
-		return finish(ctx, handle_ip(ctx, &c));
-	if (eth->h_proto == bpf_htons(ETH_P_ARP))
-		return finish(ctx, handle_arp(&c));
-	return finish(ctx, PASS_ETHERTYPE);
+	return c;
+}
+
+/* What the frame is said to carry, behind its tags; 0 when it ends too early. */
+static __always_inline __be16 parse_frame(struct cursor *c, struct ethhdr **eth,
+					  struct l2 *l2)
+{
+	__be16 proto;
+
+	*eth = parse_eth(c);
+	if (!*eth)
+		return 0;
+	l2->len = sizeof(**eth);
+	proto = (*eth)->h_proto;
+	return parse_tags(c, l2, &proto) ? proto : 0;
+}
+
+#ifdef PGSTEER_IPV6
+
+SEC("xdp")
+int balancer6(struct xdp_md *ctx)
+{
+	struct cursor c = cursor_of(ctx);
+	struct ethhdr *eth;
+	struct l2 l2 = {};
+
+	if (parse_frame(&c, &eth, &l2) != bpf_htons(ETH_P_IPV6))
+		return finish(ctx, PASS_ETHERTYPE);
+	return finish(ctx, handle_ip(ctx, &c, eth, &l2));
+}
+
+#else
+
+SEC("xdp")
+int balancer(struct xdp_md *ctx)
+{
+	struct cursor c = cursor_of(ctx);
+	enum verdict verdict = PASS_ETHERTYPE;
+	struct ethhdr *eth;
+	struct l2 l2 = {};
+
+	switch (parse_frame(&c, &eth, &l2)) {
+	case 0:
+		verdict = PASS_TRUNCATED;
+		break;
+	case bpf_htons(ETH_P_IP):
+		verdict = handle_ip(ctx, &c, eth, &l2);
+		break;
+	case bpf_htons(ETH_P_IPV6):
+		bpf_tail_call(ctx, &programs, PROGRAM_IPV6);
+		break; /* not there: nothing of ours is IPv6 */
+	case bpf_htons(ETH_P_ARP):
+		verdict = handle_arp(&c);
+		break;
+	}
+	return finish(ctx, verdict);
 }
 
 /* Lets everything through: for the far end of a virtual cable, see docs. */
@@ -288,71 +432,16 @@ int pass(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
-static __always_inline bool reap_one(const struct reap_request *request)
-{
-	struct flow_key key = request->key;
-	struct flow *forward = bpf_map_lookup_elem(&flows, &key);
-	struct flow_key peer;
-	struct flow *reverse;
-
-	if (!forward || !(forward->flags & FLOW_FORWARD))
-		return false;
-	peer = flow_peer_key(forward);
-	reverse = bpf_map_lookup_elem(&flows, &peer);
-	if (!request->force && (forward->seen > request->seen ||
-				(reverse && reverse->seen > request->seen)))
-		return false;
-	if (__sync_fetch_and_or(&forward->flags, FLOW_TAKEN) & FLOW_TAKEN)
-		return false;
-	flow_remove(forward, &key);
-	return true;
-}
-
-/*
- * Remove flows that the daemon found to be over: an array of requests. It is
- * done here so that counting down stays in one place, and each is judged
- * again: it may be busy by now, or replaced.
- */
-SEC("xdp")
-int reap(struct xdp_md *ctx)
-{
-	struct reap_request *request = (void *)(long)ctx->data;
-	void *end = (void *)(long)ctx->data_end;
-
-	for (int i = 0; i < REAP_BATCH; i++, request++) {
-		if ((void *)(request + 1) > end)
-			break;
-		request->reaped = reap_one(request);
-	}
-	return XDP_PASS;
-}
-
-/* Forget a slot's counts, once its flows are gone and before it is reused. */
-SEC("xdp")
-int clear_slot(struct xdp_md *ctx)
-{
-	struct clear_request *request = (void *)(long)ctx->data;
-	struct load *load;
-	__u32 service, slot;
-
-	if ((void *)(request + 1) > (void *)(long)ctx->data_end)
-		return XDP_ABORTED;
-	service = request->service;
-	slot = request->slot & (MAX_BACKENDS - 1);
-	load = bpf_map_lookup_elem(&loads, &service);
-	if (!load)
-		return XDP_ABORTED;
-	bpf_spin_lock(&load->lock);
-	load->active[slot] = 0;
-	load->total[slot] = 0;
-	bpf_spin_unlock(&load->lock);
-	return XDP_PASS;
-}
+#endif
 
 /* Keeps the types in the BTF, from which the Go side gets them. */
 const struct reap_request *unused_reap_request __attribute__((unused));
 const struct clear_request *unused_clear_request __attribute__((unused));
+const struct clock_request *unused_clock_request __attribute__((unused));
+const struct network *unused_network __attribute__((unused));
 const enum verdict *unused_verdict __attribute__((unused));
 const enum flow_flag *unused_flow_flag __attribute__((unused));
+const enum slot_flag *unused_slot_flag __attribute__((unused));
+const enum service_flag *unused_service_flag __attribute__((unused));
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

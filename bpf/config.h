@@ -12,10 +12,25 @@
 /* Limits; pkg/lb has the same numbers. */
 #define MAX_SERVICES 256
 #define MAX_BACKENDS 64
+#define MAX_NAT_ADDRS 8 /* the VIP and MAX_NAT_ADDRS - 1 others */
+#define CONNECT_TIME_BUCKETS 24
 #define NAME_LEN 32
+
+/* Virtual addresses of one family. */
+#define MAX_VIPS 256
 
 /* Entries of the flow table when the daemon sets no other size: two a flow. */
 #define FLOW_TABLE_SIZE 524288
+
+/*
+ * Half-open flows; a power of two. One more and the oldest gives way, so that
+ * a flood of SYNs can neither fill the flow table nor use up the SNAT ports.
+ */
+#define HALF_OPEN_FLOWS 32768
+const volatile __u32 half_open_mask = HALF_OPEN_FLOWS - 1;
+
+/* Networks of clients, over all services. */
+#define MAX_ALLOWED 16384
 
 /*
  * Random probes for a free SNAT port. At 90 % occupancy 32 probes fail once in
@@ -29,11 +44,11 @@
 /* Bytes of options that a TCP header can have (RFC 9293, 3.1). */
 #define MAX_TCP_OPTIONS 40
 
-/*
- * Half-open flows whose SYN is remembered. The least recent ones are forgotten:
- * they lose no more than the offer to another backend.
- */
-#define HANDSHAKES 65536
+/* 802.1Q and 802.1ad tags before the network header. */
+#define MAX_TAGS 2
+
+/* Nanoseconds in a jiffy, the unit in which the program reads the time. */
+const volatile __u64 jiffy = 4000000;
 
 /*
  * A backend that refused a connection is the last choice for this long, in
@@ -56,8 +71,12 @@ const volatile __u64 suspect_time = 2000000000ULL;
  */
 #define RST_WINDOW (8 << 20)
 
-/* The interface's own MAC address: what is not addressed to it is not ours. */
-const volatile __u8 own_mac[6] = {};
+/*
+ * The interface's own MAC address, as the words that it is compared in: what
+ * is not addressed to it is not ours.
+ */
+const volatile __u32 own_mac_head = 0;
+const volatile __u16 own_mac_tail = 0;
 
 /* SNAT ports, host order: low, low + count - 1. */
 const volatile __u32 snat_low = 10240;
@@ -69,8 +88,22 @@ const volatile __u32 snat_count = 55296;
  */
 const volatile bool tx_redirect = false;
 
-/* Resets sent for unknown flows: per second and CPU, and as a burst. */
-const volatile __u32 rst_rate = 10000;
-const volatile __u32 rst_burst = 2000;
+/* Packets may come in more than one piece: jumbo frames (kernel 5.18). */
+const volatile bool frags = false;
+
+/* Resets sent for unknown flows: per second, and as a burst. */
+const volatile __u32 rst_rate = 20000;
+const volatile __u32 rst_burst = 4000;
+
+/*
+ * SYNs that open flows, per second and as a burst; 0 is no limit. Sources are
+ * IPv4 addresses and IPv6 /64s, by hash: some share a budget. One from which a
+ * handshake was completed not long ago is no spoofed one, and it is not held
+ * to the total.
+ */
+const volatile __u32 syn_source_rate = 10000;
+const volatile __u32 syn_total_rate = 100000;
+#define SYN_SOURCES 65536
+#define SOURCE_KNOWN_TIME 600000000000ULL
 
 #endif

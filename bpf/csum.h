@@ -6,20 +6,27 @@
 #ifndef PGSTEER_CSUM_H
 #define PGSTEER_CSUM_H
 
-/* Fold a 32-bit sum to the 16 bits that go into a header, complemented. */
-static __always_inline __u16 csum_fold(__u64 sum)
+/* Fold a 32-bit sum to 16 bits. */
+static __always_inline __u16 csum_reduce(__u32 sum)
 {
-	sum = (sum & 0xffffffff) + (sum >> 32);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (__u16)~sum;
+	return sum;
 }
 
-/* The checksum after the covered bytes changed by delta. */
-static __always_inline __u16 csum_update(__u16 check, __u64 delta)
+/* The same as it goes into a header, complemented. */
+static __always_inline __u16 csum_fold(__u32 sum)
 {
-	return csum_fold((__u64)(__u16)~check + delta);
+	return ~csum_reduce(sum);
+}
+
+/*
+ * The checksum after the covered bytes changed by delta, which is the sum of at
+ * most a few 16-bit differences.
+ */
+static __always_inline __u16 csum_update(__u16 check, __u32 delta)
+{
+	return csum_fold((__u32)(__u16)~check + delta);
 }
 
 #endif

@@ -10,6 +10,28 @@
 #ifndef PGSTEER_FLOW_H
 #define PGSTEER_FLOW_H
 
+/* The parts of a packet that the program works on. */
+struct packet {
+	struct ethhdr *eth;
+	ip_header *ip;
+	struct tcphdr *tcp;
+	__u64 now;
+	struct flow_key key;
+	__u32 len; /* IP header and payload */
+	struct l2 l2;
+};
+
+static __always_inline __u32 payload_len(const struct packet *p)
+{
+	return p->len - sizeof(*p->ip) - p->tcp->doff * 4;
+}
+
+/* A time as flows have it. */
+static __always_inline __u32 age_units(__u64 now)
+{
+	return now >> AGE_SHIFT;
+}
+
 static __always_inline struct flow_key flow_peer_key(const struct flow *half)
 {
 	struct flow_key key = {
@@ -22,27 +44,54 @@ static __always_inline struct flow_key flow_peer_key(const struct flow *half)
 	return key;
 }
 
+static __always_inline struct load *load_of(__u32 backend)
+{
+	__u32 service = backend / MAX_BACKENDS;
+
+	return bpf_map_lookup_elem(&loads, &service);
+}
+
 /* Take one flow off its backend's active count. */
 static __always_inline void load_release(__u32 backend)
 {
-	__u32 service = backend / MAX_BACKENDS;
-	struct load *load = bpf_map_lookup_elem(&loads, &service);
+	struct load *load = load_of(backend);
 
 	if (load)
 		__sync_fetch_and_add(&load->active[backend % MAX_BACKENDS], -1);
 }
 
+/* The same for one that came to nothing: it was never there. */
+static __always_inline void load_cancel(__u32 backend)
+{
+	struct load *load = load_of(backend);
+
+	if (!load)
+		return;
+	__sync_fetch_and_add(&load->active[backend % MAX_BACKENDS], -1);
+	__sync_fetch_and_add(&load->total[backend % MAX_BACKENDS], -1);
+}
+
 /*
  * A flow stops being counted when both sides have sent FIN, at a reset, or
  * when it is reaped. FLOW_CLOSED is set by whoever comes first, so the count
- * goes down once, whichever CPUs see the last packets.
+ * goes down once, whichever CPUs see the last packets. True for that one.
  */
-static __always_inline void flow_close(struct flow *forward)
+static __always_inline bool flow_close(struct flow *forward)
 {
-	__u32 old = __sync_fetch_and_or(&forward->flags, FLOW_CLOSED);
+	if (__sync_fetch_and_or(&forward->flags, FLOW_CLOSED) & FLOW_CLOSED)
+		return false;
+	load_release(forward->backend);
+	return true;
+}
 
-	if (!(old & FLOW_CLOSED))
-		load_release(forward->backend);
+static __always_inline void flow_reset(struct flow *forward)
+{
+	struct load *load = load_of(forward->backend);
+
+	__sync_fetch_and_or(&forward->flags, FLOW_RESET);
+	if (flow_close(forward) && load)
+		__sync_fetch_and_add(
+			&load->resets[forward->backend % MAX_BACKENDS], 1);
 }
 
 /*
@@ -56,49 +105,87 @@ static __always_inline bool rst_is_valid(const struct flow *receiver,
 	       bpf_ntohl(tcp->seq) - receiver->ack <= RST_WINDOW;
 }
 
-static __always_inline void flow_track_client(struct flow *forward,
-					      const struct tcphdr *tcp)
+/* Called until the flow is established, and for FIN and RST. */
+static __noinline void flow_track_client(struct flow *forward,
+					 const struct packet *p)
 {
-	__u32 old;
+	__u8 flags = tcp_flags(p->tcp);
 
-	if (tcp->rst) {
+	if (flags & TCP_RST) {
 		struct flow_key key = flow_peer_key(forward);
 
-		if (!rst_is_valid(bpf_map_lookup_elem(&flows, &key), tcp))
-			return;
-		__sync_fetch_and_or(&forward->flags, FLOW_RESET);
-		flow_close(forward);
+		if (rst_is_valid(bpf_map_lookup_elem(&flows, &key), p->tcp))
+			flow_reset(forward);
 		return;
 	}
-	if (tcp->ack && (forward->flags & (FLOW_SYN_ACK | FLOW_ESTABLISHED)) ==
-				FLOW_SYN_ACK)
+	if (flags & TCP_ACK &&
+	    (forward->flags & (FLOW_SYN_ACK | FLOW_ESTABLISHED)) ==
+		    FLOW_SYN_ACK) {
 		__sync_fetch_and_or(&forward->flags, FLOW_ESTABLISHED);
-	if (tcp->fin) {
-		old = __sync_fetch_and_or(&forward->flags, FLOW_FIN_CLIENT);
-		if (old & FLOW_FIN_BACKEND)
+		source_known(&p->key.saddr, p->now);
+	}
+	if (flags & TCP_FIN) {
+		if (!(forward->flags & FLOW_FIN_CLIENT))
+			forward->ticket =
+				bpf_ntohl(p->tcp->seq) + payload_len(p) + 1;
+		if (__sync_fetch_and_or(&forward->flags, FLOW_FIN_CLIENT) &
+		    FLOW_FIN_BACKEND)
 			flow_close(forward);
 	}
 }
 
+/* Count how long the backend took to accept. */
+static __noinline int count_connect_time(__u32 backend, __u32 ticket)
+{
+	__u32 place = ticket & half_open_mask;
+	struct handshake *syn = bpf_map_lookup_elem(&handshakes, &place);
+	struct connect_time *times =
+		bpf_map_lookup_elem(&connect_times, &backend);
+	__u64 ns, us;
+	__u32 bucket = 0;
+
+	if (!syn || !times || syn->ticket != ticket)
+		return 0;
+	ns = bpf_ktime_get_ns() - syn->opened_ns;
+	us = ns / 1000;
+	for (int i = 0; i < CONNECT_TIME_BUCKETS - 1; i++)
+		bucket += us >> i != 0;
+	if (bucket >= CONNECT_TIME_BUCKETS)
+		return 0;
+	__sync_fetch_and_add(&times->sum_ns, ns);
+	__sync_fetch_and_add(&times->count[bucket], 1);
+	return 0;
+}
+
 /* Called for SYN, FIN and RST only: data takes no second lookup. */
-static __always_inline void flow_track_backend(const struct flow *reverse,
-					       const struct tcphdr *tcp)
+static __noinline void flow_track_backend(const struct flow *reverse,
+					  const struct packet *p)
 {
 	struct flow_key key = flow_peer_key(reverse);
 	struct flow *forward = bpf_map_lookup_elem(&flows, &key);
+	__u8 flags = tcp_flags(p->tcp);
 	__u32 old;
 
 	if (!forward)
 		return;
-	if (tcp->rst) {
-		if (!rst_is_valid(forward, tcp))
-			return;
-		__sync_fetch_and_or(&forward->flags, FLOW_RESET);
-		flow_close(forward);
-	} else if (tcp->syn) {
-		__sync_fetch_and_or(&forward->flags, FLOW_SYN_ACK);
-	} else if (tcp->fin) {
+	if (flags & TCP_RST) {
+		if (rst_is_valid(forward, p->tcp))
+			flow_reset(forward);
+	} else if (flags & TCP_SYN) {
+		old = __sync_fetch_and_or(&forward->flags, FLOW_SYN_ACK);
+		if (!(old & FLOW_SYN_ACK))
+			count_connect_time(forward->backend, forward->ticket);
+	} else if (flags & TCP_FIN) {
 		old = __sync_fetch_and_or(&forward->flags, FLOW_FIN_BACKEND);
+		if (old & FLOW_FIN_BACKEND)
+			return;
+		/*
+		 * Who closes first holds TIME-WAIT (RFC 9293, 3.6), and a
+		 * backend that does so may not see its port again for a while.
+		 */
+		if (!(old & FLOW_FIN_CLIENT) ||
+		    (__s32)(bpf_ntohl(p->tcp->ack_seq) - forward->ticket) < 0)
+			__sync_fetch_and_or(&forward->flags, FLOW_TIME_WAIT);
 		if (old & FLOW_FIN_CLIENT)
 			flow_close(forward);
 	}
@@ -113,6 +200,12 @@ static __always_inline void flow_remove(struct flow *forward,
 	flow_close(forward);
 	bpf_map_delete_elem(&flows, &peer);
 	bpf_map_delete_elem(&flows, key);
+}
+
+/* Make sure of that. */
+static __always_inline bool flow_take(struct flow *forward)
+{
+	return !(__sync_fetch_and_or(&forward->flags, FLOW_TAKEN) & FLOW_TAKEN);
 }
 
 #endif

@@ -1,17 +1,58 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * maps.h: the state that outlives the daemon. All are pinned by the loader.
+ *
+ * Those that hold addresses exist once per family: the IPv6 program has its
+ * own under names that end in 6. The others are shared; service and backend
+ * numbers count over both families.
  */
 #ifndef PGSTEER_MAPS_H
 #define PGSTEER_MAPS_H
 
-/* Virtual address to this node's lease on it. */
+#ifdef PGSTEER_IPV6
+#define vips vips6
+#define leases leases6
+#define vip_filter vip_filter6
+#define services services6
+#define backends backends6
+#define backend_ids backend_ids6
+#define flows flows6
+#define handshakes handshakes6
+#define tickets tickets6
+#define allowed allowed6
+#define sources sources6
+#endif
+
+/* Virtual address to what is known of it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_SERVICES);
-	__type(key, __be32);
+	__uint(max_entries, MAX_VIPS);
+	__type(key, struct addr);
 	__type(value, struct vip);
 } vips SEC(".maps");
+
+/*
+ * By a VIP's index: until when this node may answer for it. Apart from the
+ * rest so that a renewal is one store, and a known flow's packet needs no hash
+ * for it.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_VIPS);
+	__type(key, __u32);
+	__type(value, __u64);
+} leases SEC(".maps");
+
+/*
+ * By the last byte of an address: whether a VIP ends in it. What is not for a
+ * VIP is most often told by this alone, at a tenth of a hash lookup's cost.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 256);
+	__type(key, __u32);
+	__type(value, __u32);
+} vip_filter SEC(".maps");
 
 /* VIP and port to service. */
 struct {
@@ -46,7 +87,7 @@ struct {
 	__type(value, __u32);
 } backend_ids SEC(".maps");
 
-/* Service id to active counts. */
+/* Service id to counts. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, MAX_SERVICES);
@@ -65,13 +106,38 @@ struct {
 	__type(value, struct flow);
 } flows SEC(".maps");
 
-/* A half-open flow's forward key to its SYN. */
+/* The ring of half-open flows, by the low bits of their tickets. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, HANDSHAKES);
-	__type(key, struct flow_key);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, HALF_OPEN_FLOWS);
+	__type(key, __u32);
 	__type(value, struct handshake);
 } handshakes SEC(".maps");
+
+/* The last ticket that was given out. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} tickets SEC(".maps");
+
+/* Networks whose clients may use a restricted service. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, MAX_ALLOWED);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct network);
+	__type(value, __u32);
+} allowed SEC(".maps");
+
+/* SYN budgets, by a hash of the source. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SYN_SOURCES);
+	__type(key, __u32);
+	__type(value, struct source);
+} sources SEC(".maps");
 
 /* Backend index to packets and bytes. */
 struct {
@@ -81,12 +147,32 @@ struct {
 	__type(value, struct traffic);
 } traffics SEC(".maps");
 
-/* Tokens for resets. */
+/* Backend index to the times of its handshakes. */
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_SERVICES *MAX_BACKENDS);
+	__type(key, __u32);
+	__type(value, struct connect_time);
+} connect_times SEC(".maps");
+
+enum { BUCKET_RST, BUCKET_SYN, BUCKETS };
+
+/* What may be sent and taken in all. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, BUCKETS);
 	__type(key, __u32);
 	__type(value, struct bucket);
-} rst_bucket SEC(".maps");
+} buckets SEC(".maps");
+
+enum { PROGRAM_IPV6, PROGRAMS };
+
+/* Programs that the one on the interface goes on in. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, PROGRAMS);
+	__type(key, __u32);
+	__type(value, __u32);
+} programs SEC(".maps");
 
 #endif

@@ -5,129 +5,167 @@
  *   nat_open()     choose a backend, reserve a SNAT port, store both halves
  *   nat_rewrite()  addresses, ports, MAC addresses, TTL and both checksums
  *
- * The VIP is the source towards the backend, so that a flow can move to the
- * other node together with the VIP. Reserving a port is inserting the reverse
+ * A virtual address is the source towards the backend, so that a flow can move
+ * to the other node together with it. Reserving a port is inserting the reverse
  * half under BPF_NOEXIST: atomic, and nothing to leak when the daemon dies.
  */
 #ifndef PGSTEER_NAT_H
 #define PGSTEER_NAT_H
 
-/* The parts of a packet that the program works on. */
-struct packet {
-	struct ethhdr *eth;
-	struct iphdr *ip;
-	struct tcphdr *tcp;
-	struct flow_key key;
-	__u64 now;
-	__u16 len; /* IP total length */
-};
-
 /* What it takes to open a flow. */
 struct opening {
 	struct flow_key key;
-	__u8 client_mac[6];
-	__u8 pad[2];
-	__u32 service; /* id */
 	__u64 now;
 	__u64 excluded; /* slots that are not to have it; those tried are added */
+	__u32 ticket;
+	__u8 client_mac[6];
+	__u16 vip; /* index into leases */
 };
 
-static __always_inline __u32 ip_delta(const struct flow_key *from,
-				      const struct flow_key *to)
+/* Where a flow is put together: too much for the stack. */
+struct scratch {
+	struct opening opening;
+	struct flow forward;
+	struct flow_key key; /* of the reverse half */
+	struct flow reverse;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct scratch);
+} scratches SEC(".maps");
+
+static __always_inline struct scratch *scratch(void)
 {
-	/* saddr and daddr are the first eight bytes of the key. */
-	return bpf_csum_diff((__be32 *)from, 8, (__be32 *)to, 8, 0);
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratches, &zero);
 }
 
-static __always_inline __u32 tcp_delta(const struct flow_key *from,
+static __always_inline __u16 ip_delta(const struct flow_key *from,
+				      const struct flow_key *to)
+{
+	/* The addresses are the first bytes of a key. */
+	return csum_reduce(bpf_csum_diff((__be32 *)from,
+					 2 * sizeof(struct addr), (__be32 *)to,
+					 2 * sizeof(struct addr), 0));
+}
+
+static __always_inline __u16 tcp_delta(const struct flow_key *from,
 				       const struct flow_key *to)
 {
-	return bpf_csum_diff((__be32 *)from, sizeof(*from), (__be32 *)to,
-			     sizeof(*to), 0);
+	return csum_reduce(bpf_csum_diff((__be32 *)from, sizeof(*from),
+					 (__be32 *)to, sizeof(*to), 0));
+}
+
+static __always_inline void half_init(struct flow *half,
+				      const struct opening *o, __u32 backend)
+{
+	__builtin_memset(half, 0, sizeof(*half));
+	mac_copy(half->client_mac, o->client_mac);
+	half->backend = backend;
+	half->vip = o->vip;
+	half->created = age_units(o->now);
+	half->seen = age_units(o->now);
 }
 
 /*
  * Reserve a port: 0, or the error of the last insertion. Errors of map helpers
  * are kept as int: before kernel 6.4 the upper half of the register is garbage.
  */
-static __noinline int reserve_port(const struct opening *o,
-				   const struct backend *backend,
-				   struct flow *forward)
+static __noinline int reserve_port(struct scratch *s,
+				   const struct service *service,
+				   const struct backend *backend)
 {
-	struct flow reverse = {
-		.rewritten = {
-			.saddr = o->key.daddr,
-			.daddr = o->key.saddr,
-			.sport = o->key.dport,
-			.dport = o->key.sport,
-		},
-		.backend = forward->backend,
-		.created = o->now,
-		.seen = o->now,
-	};
-	struct flow_key key = {
-		.saddr = backend->addr,
-		.daddr = o->key.daddr,
-		.sport = backend->port,
-	};
+	const struct opening *o = &s->opening;
+	struct flow *forward = &s->forward;
+	struct flow *reverse = &s->reverse;
+	struct flow_key *key = &s->key;
 	int err = -1;
 
-	__builtin_memcpy(reverse.client_mac, o->client_mac, 6);
-	reverse.ip_delta = ip_delta(&key, &reverse.rewritten);
+	key->saddr = backend->addr;
+	key->sport = backend->port;
+	half_init(reverse, o, forward->backend);
+	reverse->rewritten.saddr = o->key.daddr;
+	reverse->rewritten.daddr = o->key.saddr;
+	reverse->rewritten.sport = o->key.dport;
+	reverse->rewritten.dport = o->key.sport;
 	for (int i = 0; i < SNAT_PROBES; i++) {
-		__u32 port = snat_low + bpf_get_prandom_u32() % snat_count;
+		__u32 random = bpf_get_prandom_u32();
+		__u32 nat = 0;
 
-		key.dport = bpf_htons(port);
-		reverse.tcp_delta = tcp_delta(&key, &reverse.rewritten);
-		err = bpf_map_update_elem(&flows, &key, &reverse, BPF_NOEXIST);
+		if (service->nat_count > 1)
+			nat = (random >> 24) % service->nat_count;
+		nat &= MAX_NAT_ADDRS - 1;
+		key->daddr = service->nat[nat];
+		key->dport =
+			bpf_htons(snat_low + (random & 0xffffff) % snat_count);
+		reverse->vip = service->nat_vips[nat];
+		reverse->ip_delta = ip_delta(key, &reverse->rewritten);
+		reverse->tcp_delta = tcp_delta(key, &reverse->rewritten);
+		err = bpf_map_update_elem(&flows, key, reverse, BPF_NOEXIST);
 		if (err != -EEXIST)
 			break;
 	}
 	if (err)
 		return err;
-	forward->rewritten.saddr = key.daddr;
-	forward->rewritten.daddr = key.saddr;
-	forward->rewritten.sport = key.dport;
-	forward->rewritten.dport = key.sport;
+	forward->rewritten.saddr = key->daddr;
+	forward->rewritten.daddr = key->saddr;
+	forward->rewritten.sport = key->dport;
+	forward->rewritten.dport = key->sport;
 	return 0;
 }
 
-/*
- * Open a flow for a SYN. On success *half is the forward half, the slot has
- * its bit in o->excluded and the verdict is TX_NEW; otherwise the verdict says
- * why not, and nothing is left behind.
- */
-static __noinline enum verdict nat_open(struct opening *o, struct flow **half)
+/* Why pick() found nobody. */
+static __always_inline enum verdict nobody(const struct service *service,
+					   int slot)
 {
-	struct flow forward = {
-		.flags = FLOW_FORWARD,
-		.created = o->now,
-		.seen = o->now,
-	};
+	if (slot != PICK_FULL)
+		return TX_RST_NO_BACKEND;
+	return service->flags & SERVICE_DROP_WHEN_FULL ? DROP_FULL :
+							 TX_RST_FULL;
+}
+
+/*
+ * Open a flow for a SYN, as s->opening says. On success *half is the forward
+ * half, the slot has its bit in excluded and the verdict is TX_NEW; otherwise
+ * the verdict says why not, and nothing is left behind.
+ */
+static __noinline enum verdict nat_open(struct scratch *s,
+					const struct service *service,
+					struct flow **half)
+{
+	struct opening *o = &s->opening;
+	struct flow *forward = &s->forward;
 	enum verdict verdict = TX_RST_NO_BACKEND;
-	struct flow_key reverse_key;
 	int err;
 
-	__builtin_memcpy(forward.client_mac, o->client_mac, 6);
+	half_init(forward, o, 0);
+	forward->flags = FLOW_FORWARD;
+	forward->ticket = o->ticket;
 	for (int i = 0; i < BACKEND_TRIES; i++) {
 		struct backend *backend;
 		__u32 index;
-		int slot = pick(o->service, o->excluded, o->now);
+		int slot = pick(service->id, o->excluded, o->now);
 
 		if (slot < 0 || slot >= MAX_BACKENDS)
-			return verdict;
+			return verdict == TX_RST_NO_PORT ?
+				       verdict :
+				       nobody(service, slot);
 		o->excluded |= 1ULL << (slot & 63);
-		index = o->service * MAX_BACKENDS + slot;
-		forward.backend = index;
+		index = service->id * MAX_BACKENDS + slot;
+		forward->backend = index;
 		backend = bpf_map_lookup_elem(&backends, &index);
 		if (!backend) {
-			load_release(index);
+			load_cancel(index);
 			return TX_RST_NO_BACKEND;
 		}
-		err = reserve_port(o, backend, &forward);
+		err = reserve_port(s, service, backend);
 		if (!err)
 			goto reserved;
-		load_release(index);
+		load_cancel(index);
 		if (err == -E2BIG)
 			return TX_RST_TABLE_FULL;
 		if (err != -EEXIST)
@@ -138,16 +176,15 @@ static __noinline enum verdict nat_open(struct opening *o, struct flow **half)
 	return verdict;
 
 reserved:
-	forward.ip_delta = ip_delta(&o->key, &forward.rewritten);
-	forward.tcp_delta = tcp_delta(&o->key, &forward.rewritten);
-	err = bpf_map_update_elem(&flows, &o->key, &forward, BPF_NOEXIST);
+	forward->ip_delta = ip_delta(&o->key, &forward->rewritten);
+	forward->tcp_delta = tcp_delta(&o->key, &forward->rewritten);
+	err = bpf_map_update_elem(&flows, &o->key, forward, BPF_NOEXIST);
 	if (!err) {
 		*half = bpf_map_lookup_elem(&flows, &o->key);
 		return *half ? TX_NEW : DROP_RACE;
 	}
-	reverse_key = flow_peer_key(&forward);
-	bpf_map_delete_elem(&flows, &reverse_key);
-	load_release(forward.backend);
+	bpf_map_delete_elem(&flows, &s->key);
+	load_cancel(forward->backend);
 	/* EEXIST: the same SYN on another CPU won; the client sends it again. */
 	return err == -E2BIG ? TX_RST_TABLE_FULL : DROP_RACE;
 }
@@ -157,16 +194,10 @@ static __always_inline void nat_rewrite(struct packet *p,
 					const struct flow *half,
 					const __u8 *dmac)
 {
-	/* The TTL is the low byte of its 16-bit word: -1 is + ~1. */
-	const __u64 ttl_delta = bpf_htons(0xfeff);
-
-	__builtin_memcpy(p->eth->h_source, p->eth->h_dest, 6);
-	__builtin_memcpy(p->eth->h_dest, dmac, 6);
-	p->ip->ttl--;
-	p->ip->saddr = half->rewritten.saddr;
-	p->ip->daddr = half->rewritten.daddr;
-	p->ip->check =
-		csum_update(p->ip->check, (__u64)half->ip_delta + ttl_delta);
+	mac_copy(p->eth->h_source, p->eth->h_dest);
+	mac_copy(p->eth->h_dest, dmac);
+	ip_forward(p->ip, &half->rewritten.saddr, &half->rewritten.daddr,
+		   half->ip_delta);
 	p->tcp->source = half->rewritten.sport;
 	p->tcp->dest = half->rewritten.dport;
 	p->tcp->check = csum_update(p->tcp->check, half->tcp_delta);

@@ -9,15 +9,14 @@
 #ifndef PGSTEER_REPLY_H
 #define PGSTEER_REPLY_H
 
-#define RST_LEN \
-	(sizeof(struct ethhdr) + sizeof(struct iphdr) + sizeof(struct tcphdr))
-
 static __always_inline long frame_len(struct xdp_md *ctx)
 {
 	long len = (long)ctx->data_end - (long)ctx->data;
 
 	/* Without this the compiler subtracts in 32 bits: not for pointers. */
 	asm volatile("" : "+r"(len));
+	if (frags)
+		len = bpf_xdp_get_buff_len(ctx);
 	return len;
 }
 
@@ -27,38 +26,42 @@ static __always_inline long resize(struct xdp_md *ctx, __u32 len)
 	return bpf_xdp_adjust_tail(ctx, (long)len - frame_len(ctx));
 }
 
-/*
- * The same at its front, for a frame that is written anew from its first byte:
- * there every driver leaves room for 256 bytes more.
- */
-static __always_inline long resize_front(struct xdp_md *ctx, __u32 len)
+/* The headers of a frame that is written anew. */
+struct headers {
+	struct ethhdr *eth;
+	ip_header *ip;
+	struct tcphdr *tcp;
+};
+
+/* Find them again, after the frame was resized. */
+static __always_inline bool find_headers(struct xdp_md *ctx, __u32 l2_len,
+					 struct headers *h)
 {
-	return bpf_xdp_adjust_head(ctx, frame_len(ctx) - (long)len);
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
+
+	if (l2_len > sizeof(*h->eth) + MAX_TAGS * 4)
+		return false;
+	h->eth = data;
+	h->ip = data + l2_len;
+	h->tcp = (void *)(h->ip + 1);
+	return (void *)(h->eth + 1) <= end && (void *)(h->tcp + 1) <= end;
 }
 
-/* Whether one more reset may be sent: a token bucket a CPU. */
-static __always_inline bool rst_allowed(__u64 now)
+/* A whole header; the checksum begins with what comes after it. */
+static __always_inline void tcp_write(struct tcphdr *tcp,
+				      const struct flow_key *key, __be32 seq,
+				      __be32 ack, __u8 flags, __be16 window,
+				      __u32 options_len)
 {
-	__u32 zero = 0;
-	struct bucket *bucket = bpf_map_lookup_elem(&rst_bucket, &zero);
-	__u64 elapsed, earned;
-
-	if (!bucket)
-		return false;
-	elapsed = now - bucket->refilled;
-	if (elapsed > 1000000000ULL)
-		elapsed = 1000000000ULL;
-	earned = elapsed * rst_rate / 1000000000ULL;
-	if (earned) {
-		bucket->refilled = now;
-		bucket->tokens += earned;
-		if (bucket->tokens > rst_burst)
-			bucket->tokens = rst_burst;
-	}
-	if (!bucket->tokens)
-		return false;
-	bucket->tokens--;
-	return true;
+	__builtin_memset(tcp, 0, sizeof(*tcp));
+	tcp->source = key->sport;
+	tcp->dest = key->dport;
+	tcp->seq = seq;
+	tcp->ack_seq = ack;
+	tcp->doff = 5 + options_len / 4;
+	((__u8 *)tcp)[13] = flags;
+	tcp->window = window;
 }
 
 static __noinline enum verdict reply_rst(struct xdp_md *ctx, struct packet *p,
@@ -70,71 +73,36 @@ static __noinline enum verdict reply_rst(struct xdp_md *ctx, struct packet *p,
 		.sport = p->key.dport,
 		.dport = p->key.sport,
 	};
-	__u32 seq = 0, ack = 0, consumed;
-	__u8 src[6], dst[6];
-	bool was_ack = p->tcp->ack;
-	struct ethhdr *eth;
-	struct iphdr *ip;
-	struct tcphdr *tcp;
-	void *data, *end;
-	struct {
-		__be32 saddr, daddr;
-		__u8 zero, proto;
-		__be16 len;
-	} pseudo = {};
+	__u8 flags = tcp_flags(p->tcp);
+	__u32 index = BUCKET_RST;
+	struct bucket *bucket = bpf_map_lookup_elem(&buckets, &index);
+	__be32 seq = 0, ack = 0;
+	__u8 peer[6] __attribute__((aligned(4)));
+	struct headers h;
+	__u32 consumed;
 
-	if (p->tcp->rst)
+	if (flags & TCP_RST)
 		return DROP_STRAY_RST;
-	if (!rst_allowed(p->now))
+	if (!bucket || !bucket_take(bucket, p->now, rst_rate, rst_burst))
 		return DROP_RST_LIMIT;
-	consumed = p->len - sizeof(*ip) - p->tcp->doff * 4 + p->tcp->syn +
-		   p->tcp->fin;
-	if (was_ack)
+	consumed = payload_len(p) + !!(flags & TCP_SYN) + !!(flags & TCP_FIN);
+	if (flags & TCP_ACK)
 		seq = p->tcp->ack_seq;
 	else
 		ack = bpf_htonl(bpf_ntohl(p->tcp->seq) + consumed);
-	__builtin_memcpy(src, p->eth->h_dest, 6);
-	__builtin_memcpy(dst, p->eth->h_source, 6);
+	mac_copy(peer, p->eth->h_source);
 
-	if (resize(ctx, RST_LEN))
+	if (resize(ctx, p->l2.len + sizeof(*h.ip) + sizeof(*h.tcp)) ||
+	    !find_headers(ctx, p->l2.len, &h))
 		return DROP_REPLY;
-	data = (void *)(long)ctx->data;
-	end = (void *)(long)ctx->data_end;
-	eth = data;
-	ip = data + sizeof(*eth);
-	tcp = data + sizeof(*eth) + sizeof(*ip);
-	if ((void *)(tcp + 1) > end)
-		return DROP_REPLY;
-
-	__builtin_memcpy(eth->h_source, src, 6);
-	__builtin_memcpy(eth->h_dest, dst, 6);
-	eth->h_proto = bpf_htons(ETH_P_IP);
-	__builtin_memset(ip, 0, sizeof(*ip));
-	ip->version = 4;
-	ip->ihl = 5;
-	ip->tot_len = bpf_htons(sizeof(*ip) + sizeof(*tcp));
-	ip->frag_off = bpf_htons(IP_DF);
-	ip->ttl = 64;
-	ip->protocol = IPPROTO_TCP;
-	ip->saddr = to.saddr;
-	ip->daddr = to.daddr;
-	ip->check =
-		csum_fold(bpf_csum_diff(0, 0, (__be32 *)ip, sizeof(*ip), 0));
-	__builtin_memset(tcp, 0, sizeof(*tcp));
-	tcp->source = to.sport;
-	tcp->dest = to.dport;
-	tcp->seq = seq;
-	tcp->ack_seq = ack;
-	tcp->doff = 5;
-	tcp->rst = 1;
-	tcp->ack = !was_ack;
-	pseudo.saddr = to.saddr;
-	pseudo.daddr = to.daddr;
-	pseudo.proto = IPPROTO_TCP;
-	pseudo.len = bpf_htons(sizeof(*tcp));
-	tcp->check = csum_fold(bpf_csum_diff(
-		0, 0, (__be32 *)tcp, sizeof(*tcp),
-		bpf_csum_diff(0, 0, (__be32 *)&pseudo, sizeof(pseudo), 0)));
+	mac_write_own(h.eth->h_source);
+	mac_copy(h.eth->h_dest, peer);
+	ip_write(h.ip, &to.saddr, &to.daddr, sizeof(*h.tcp), 0, 0);
+	tcp_write(h.tcp, &to, seq, ack,
+		  flags & TCP_ACK ? TCP_RST : TCP_RST | TCP_ACK, 0, 0);
+	h.tcp->check = csum_fold(bpf_csum_diff(
+		0, 0, (__be32 *)h.tcp, sizeof(*h.tcp),
+		pseudo_sum(&to.saddr, &to.daddr, sizeof(*h.tcp))));
 	return verdict;
 }
 

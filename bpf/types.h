@@ -2,17 +2,18 @@
 /*
  * types.h: what is kept in the maps, shared with Go through BTF.
  *
- * Addresses and ports are in network order throughout (__be32, __be16); times
- * are CLOCK_MONOTONIC nanoseconds. Padding is explicit: the maps compare and
- * hash raw bytes.
+ * Addresses and ports are in network order throughout (__be32, __be16). Times
+ * are jiffies since boot unless a name says ns, which is CLOCK_MONOTONIC: to
+ * read that takes 13 to 30 ns a packet, jiffies take nothing. Padding is
+ * explicit: the maps compare and hash raw bytes.
  */
 #ifndef PGSTEER_TYPES_H
 #define PGSTEER_TYPES_H
 
 /* A packet's addresses as it was received, in either direction. */
 struct flow_key {
-	__be32 saddr;
-	__be32 daddr;
+	struct addr saddr;
+	struct addr daddr;
 	__be16 sport;
 	__be16 dport;
 };
@@ -30,40 +31,53 @@ enum flow_flag {
 	FLOW_RESET = 1 << 5,
 	FLOW_CLOSED = 1 << 6, /* no longer in its backend's active count */
 	FLOW_TAKEN = 1 << 7, /* somebody is replacing this entry */
+	/* The backend has to hold TIME-WAIT: its FIN came before ours was heard. */
+	FLOW_TIME_WAIT = 1 << 8,
 };
+
+/* A flow's times are counted in units of 2^AGE_SHIFT jiffies: 32 bits do. */
+#define AGE_SHIFT 5
 
 /*
  * One half of a flow; the other half is found under the key
- * {new daddr, new saddr, new dport, new sport}.
+ * {new daddr, new saddr, new dport, new sport}. For IPv4 it is one cache line.
  */
 struct flow {
 	struct flow_key rewritten; /* the packet's addresses when it leaves */
 	__u8 client_mac[6]; /* MAC address the client is reached through */
 	__u16 backend; /* index into backends: service * MAX_BACKENDS + slot */
-	__u32 ip_delta; /* checksum difference of the IP addresses */
-	__u32 tcp_delta; /* the same with the ports */
 	__u32 flags; /* enum flow_flag */
-	__u64 created;
-	__u64 seen; /* last packet */
+	__u16 ip_delta; /* checksum difference of the IP addresses */
+	__u16 tcp_delta; /* the same with the ports */
+	__u16 vip; /* index into leases */
+	__u16 pad;
+	__u32 created; /* age units, see above */
+	__u32 seen; /* last packet; age units */
+	__u32 ack; /* newest acknowledgement seen, host order; 0: none yet */
+	/*
+	 * Of the forward half. While the flow is half-open: its ticket, see
+	 * struct handshake. Once the client has sent FIN: the acknowledgement
+	 * that says that the backend has heard it.
+	 */
+	__u32 ticket;
 	__u64 packets;
 	__u64 bytes; /* IP total length */
-	__u32 ack; /* newest acknowledgement seen, host order; 0: none yet */
-	__u32 pad;
 };
 
-/* A virtual address and this node's right to answer for it. */
+/* A virtual address. */
 struct vip {
-	__u64 lease_until; /* silent about the address from then on */
-	__u64 since; /* of state */
+	__u32 index; /* into leases */
+	__u32 pad;
+	__u64 since_ns; /* of state */
 	__u8 state; /* 0 init, 1 backup, 2 active: for the tools only */
 	__u8 vrid;
 	__u8 priority;
-	__u8 pad[5];
+	__u8 pad2[5];
 	char router[NAME_LEN];
 };
 
 struct service_key {
-	__be32 addr;
+	struct addr addr;
 	__be16 port;
 	__u16 proto; /* IPPROTO_TCP, host order */
 };
@@ -76,65 +90,130 @@ enum backend_state {
 	BACKEND_MAINTENANCE = 3,
 };
 
-/* What the scheduler must know of a backend. */
+/* pkg/lb.Scheduler has the same numbers. */
+enum scheduler {
+	LEAST_CONNECTIONS = 0,
+	ROUND_ROBIN = 1,
+	RANDOM_TWO = 2,
+};
+
+enum slot_flag {
+	SLOT_REACHABLE = 1 << 0, /* the next hop's MAC address is known */
+	SLOT_BACKUP = 1 << 1,
+};
+
+/*
+ * What the scheduler must know of a backend. During slow start the daemon
+ * raises the weight step by step.
+ */
 struct slot {
-	__u16 weight; /* 0: the slot is free */
+	__u32 weight; /* times WEIGHT_UNIT; 0: the slot is free */
+	__u32 limit; /* active flows */
+	__u64 cost; /* COST_UNIT / weight */
 	__u8 state; /* enum backend_state */
-	__u8 reachable; /* the next hop's MAC address is known */
+	__u8 flags; /* enum slot_flag */
+	__u16 nominal; /* the weight as it was configured: for the tools only */
+	__u8 pad[4];
+};
+
+#define WEIGHT_UNIT 256
+
+/*
+ * A load is active flows by cost, in 56 bits. Two loads of different ratio
+ * differ in it as long as weights are at most 256 and flows fewer than 2^20,
+ * or 2^16 while slow start has a weight at a sixteenth.
+ */
+#define COST_UNIT (1ULL << 44)
+
+enum service_flag {
+	SERVICE_RESTRICTED =
+		1 << 0, /* clients only from the networks in allowed */
+	SERVICE_DROP_WHEN_FULL = 1 << 1, /* else a reset */
+	SERVICE_CLIENT_ADDRESS = 1 << 2, /* tell the backend, see syn.h */
 };
 
 /* What a VIP and port lead to. */
 struct service {
 	__u32 id; /* index into schedules and loads, and part of a backend's */
+	__u16 flags; /* enum service_flag */
+	__u16 nat_count; /* addresses in nat */
+	struct addr nat[MAX_NAT_ADDRS]; /* sources towards the backends */
+	__u16 nat_vips[MAX_NAT_ADDRS]; /* their indexes into leases */
 	char name[NAME_LEN];
 };
 
 /* What the scheduler must know of a service; changed in place by the daemon. */
 struct schedule {
 	__u32 mask; /* slots are 0 to mask; a power of two less one */
-	__u32 scheduler; /* pkg/lb.Scheduler; 0 is least connections */
+	__u32 scheduler; /* enum scheduler */
 	struct slot slots[MAX_BACKENDS];
 };
 
 /* What the rewrite must know of a backend. */
 struct backend {
-	__be32 addr;
+	struct addr addr;
 	__be16 port;
+	__u16 pad;
 	__u8 mac[6]; /* next hop, kept by the daemon */
-	__u8 pad[4];
+	__u16 pad2;
 	char name[NAME_LEN];
 };
 
 struct backend_key {
-	__be32 addr;
+	struct addr addr;
 	__be16 port;
 	__u16 pad;
 };
 
 /*
- * A service's active counts: a map value of their own, so that rewriting the
- * service never touches them. The lock makes choosing and counting one step.
+ * A service's counts: a map value of their own, so that rewriting the service
+ * never touches them. The lock makes choosing and counting one step.
  */
 struct load {
 	struct bpf_spin_lock lock;
 	__u32 rotor; /* where the next scan begins: ties rotate */
 	__s64 active[MAX_BACKENDS];
+	__s64 credit[MAX_BACKENDS]; /* of round robin */
 	__u64 total[MAX_BACKENDS];
-	__u64 refused[MAX_BACKENDS]; /* SYNs answered by a reset */
 	__u64 suspect[MAX_BACKENDS]; /* last choice until then: it refused */
+	__u64 refused[MAX_BACKENDS]; /* SYNs answered by a reset */
+	__u64 redispatched[MAX_BACKENDS]; /* flows offered to others */
+	__u64 resets[MAX_BACKENDS]; /* flows that ended by one */
+	__u64 evicted[MAX_BACKENDS]; /* half-open flows that gave way */
+};
+
+/* A backend's handshakes by the time they took, SYN to SYN-ACK. */
+struct connect_time {
+	__u64 sum_ns;
+	__u64 count[CONNECT_TIME_BUCKETS]; /* below 2^n microseconds */
 };
 
 /*
- * What it takes to offer a half-open flow to another backend: the client's SYN
- * and who has had it.
+ * A half-open flow: what it takes to offer it to another backend, and to evict
+ * it. They are a ring. Each SYN takes a ticket, whose low bits are a place, and
+ * whoever has that place from an older ticket and is still half-open goes.
  */
 struct handshake {
+	struct flow_key key; /* of the forward half */
+	__u32 ticket; /* the flow has the same one while this is about it */
 	__u64 tried; /* slots, as bits */
+	__u64 opened_ns;
 	__be32 seq;
 	__be16 window;
 	__u8 options_len; /* bytes, a multiple of four */
-	__u8 pad;
+	__u8 tos; /* of the IP header */
+	__u8 tcp_flags; /* the byte with SYN; ECN asks by CWR and ECE */
+	__u8 tells_client; /* the options begin with the client's address */
+	__u8 pad[2];
+	__be32 flow_label; /* IPv6: the first word of the header */
 	__u8 options[MAX_TCP_OPTIONS]; /* zero beyond options_len */
+};
+
+/* Key of allowed: bits of service and network. */
+struct network {
+	__u32 bits; /* 32 for the service, and those of the prefix */
+	__be32 service;
+	struct addr addr;
 };
 
 /* Per CPU. In: client to backend. */
@@ -145,10 +224,16 @@ struct traffic {
 	__u64 bytes_out;
 };
 
-/* Per CPU: tokens for resets. */
+/* A token bucket for all CPUs. */
 struct bucket {
 	__u64 refilled;
-	__u64 tokens;
+	__s64 tokens;
+};
+
+/* The SYN budget of those sources that have one hash. */
+struct source {
+	struct bucket bucket;
+	__u64 known_until; /* a handshake was completed */
 };
 
 /*
@@ -159,9 +244,8 @@ struct bucket {
 struct reap_request {
 	struct flow_key key; /* the forward half's */
 	__u32 force; /* reap whatever was seen since */
-	__u64 seen; /* reap only if neither half saw a packet after this */
+	__u32 seen; /* reap only if neither half saw a packet after this */
 	__u32 reaped; /* answer: 1, or 0 when it is busy again or gone */
-	__u32 pad;
 };
 
 #define REAP_BATCH 64
@@ -170,6 +254,12 @@ struct clear_request {
 	__u32 service; /* id */
 	__u32 slot;
 	__u64 pad;
+};
+
+/* What time it is, on both clocks. */
+struct clock_request {
+	__u64 jiffies;
+	__u64 ns;
 };
 
 #endif

@@ -3,19 +3,20 @@
  * verdict.h: packet in, reason out.
  *
  * Each packet leaves the program through finish() with one verdict, which
- * counts it and yields the XDP action. pkg/xdp/verdict.go names the verdicts
- * for the tools; a test holds the two lists against each other.
+ * counts it and yields the XDP action. The tools take the names from the BTF
+ * of this enum, in lower case: the first word is the action.
  */
 #ifndef PGSTEER_VERDICT_H
 #define PGSTEER_VERDICT_H
 
 enum verdict {
 	/* Not ours: to the kernel, untouched. */
-	PASS_ETHERTYPE, /* neither IPv4 nor ARP */
+	PASS_ETHERTYPE, /* neither IP nor ARP */
 	PASS_ARP,
+	PASS_NEIGHBOUR, /* IPv6 neighbour discovery */
 	PASS_NOT_VIP, /* another destination address */
 	PASS_NOT_MINE, /* broadcast, multicast or another host's MAC address */
-	PASS_NOT_TCP, /* ICMP and so on to a VIP */
+	PASS_NOT_TCP, /* echo requests and so on, to a VIP */
 	PASS_PORT, /* a port of the VIP that no service has */
 	PASS_TRUNCATED, /* too short to tell whose it is */
 
@@ -25,24 +26,32 @@ enum verdict {
 	TX_REVERSE, /* backend to client */
 	TX_REDISPATCH_REFUSED, /* the SYN, to another backend: one refused it */
 	TX_REDISPATCH_SILENT, /* the same: one did not answer it */
+	TX_ICMP, /* an error about a packet that was sent on */
 	TX_RST_CLIENT, /* reset: unknown flow, from a client */
 	TX_RST_BACKEND, /* reset: unknown flow, from a backend */
 	TX_RST_NO_BACKEND, /* reset: no backend takes new flows */
+	TX_RST_FULL, /* reset: all backends have all the flows they may have */
 	TX_RST_NO_PORT, /* reset: no SNAT port free */
 	TX_RST_TABLE_FULL, /* reset: the flow table is full */
 
 	/* Dropped. */
 	DROP_FENCED, /* this node's lease on the VIP has run out */
 	DROP_FENCED_ARP,
+	DROP_FENCED_NEIGHBOUR, /* a neighbour solicitation, likewise */
 	DROP_IP_HEADER, /* malformed */
-	DROP_IP_OPTIONS,
+	DROP_IP_OPTIONS, /* IPv4 options or IPv6 extension headers */
 	DROP_FRAGMENT,
 	DROP_TCP_HEADER, /* malformed or truncated */
+	DROP_ICMP, /* an error about nothing that was sent from here */
 	DROP_TTL,
+	DROP_NOT_ALLOWED, /* a client from outside the service's networks */
+	DROP_SYN_SOURCE, /* too many SYNs from this source */
+	DROP_SYN_TOTAL, /* too many SYNs from sources that are not known */
+	DROP_FULL, /* all backends have all the flows they may have */
 	DROP_STRAY_RST, /* reset of an unknown flow */
 	DROP_RST_LIMIT, /* unknown flow, but enough resets were sent */
 	DROP_RACE, /* lost to another CPU on the same flow; sent again by the peer */
-	DROP_REPLY, /* a reset could not be built */
+	DROP_REPLY, /* a packet could not be built */
 	VERDICTS,
 };
 
@@ -53,7 +62,11 @@ struct {
 	__type(value, __u64);
 } verdicts SEC(".maps");
 
-static __always_inline int finish(struct xdp_md *ctx, enum verdict verdict)
+/*
+ * Global, and not inlined, for those who watch: `pgsteer capture` hooks in here
+ * to see the packet as it leaves together with its verdict.
+ */
+__noinline int finish(struct xdp_md *ctx, enum verdict verdict)
 {
 	__u32 index = verdict;
 	__u64 *count = bpf_map_lookup_elem(&verdicts, &index);

@@ -66,12 +66,23 @@ func checkForeign(iface netlink.Link, pinPath string) error {
 // attach takes over the pinned link, exchanging the program under it without a
 // gap, or makes a new one. A link whose interface was deleted is dropped.
 func (b *Balancer) attach() error {
+	replace, err := b.pinNext()
+	if err != nil {
+		return err
+	}
+	if err := b.attachLink(); err != nil {
+		return err
+	}
+	return replace()
+}
+
+func (b *Balancer) attachLink() error {
 	l, ifindex, _, err := pinnedLink(b.cfg.PinPath)
 	if err != nil {
 		return err
 	}
 	if l != nil && int(ifindex) == b.iface.Attrs().Index {
-		if err := l.Update(b.objs.Balancer); err != nil {
+		if err := l.Update(b.progs.Balancer); err != nil {
 			return errors.Join(fmt.Errorf("exchanging the program on %s: %w", b.cfg.Interface, err), l.Close())
 		}
 		b.link = l
@@ -95,7 +106,7 @@ func (b *Balancer) attach() error {
 }
 
 func (b *Balancer) attachNew() (link.Link, error) {
-	opts := link.XDPOptions{Program: b.objs.Balancer, Interface: b.iface.Attrs().Index}
+	opts := link.XDPOptions{Program: b.progs.Balancer, Interface: b.iface.Attrs().Index}
 	var native error
 	if b.cfg.Mode != ModeGeneric {
 		opts.Flags = link.XDPDriverMode
@@ -160,14 +171,11 @@ func Detach(pinPath string) error {
 			return fmt.Errorf("detaching: %w", err)
 		}
 	}
-	spec, err := loadBalancer()
+	names, err := pinNames()
 	if err != nil {
 		return err
 	}
-	for name := range spec.Maps {
-		if name[0] == '.' { // the sections of variables are not pinned
-			continue
-		}
+	for _, name := range names {
 		if err := os.Remove(filepath.Join(pinPath, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("removing a pin: %w", err)
 		}
@@ -176,6 +184,23 @@ func Detach(pinPath string) error {
 		return fmt.Errorf("removing the pin directory: %w", err)
 	}
 	return nil
+}
+
+// pinNames are the names of everything but the link that Open pins.
+func pinNames() ([]string, error) {
+	names := []string{balancerMapPrograms, balancerMapPrograms + nextSuffix}
+	for _, load := range []func() (*ebpf.CollectionSpec, error){loadBalancer, loadBalancer6} {
+		spec, err := load()
+		if err != nil {
+			return nil, err
+		}
+		for name := range spec.Maps {
+			if pinned(name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names, nil
 }
 
 // AttachPass attaches a program that lets everything through, in native mode,

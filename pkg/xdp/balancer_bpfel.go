@@ -8,49 +8,9 @@ import (
 	_ "embed"
 	"fmt"
 	"io"
-	"structs"
 
 	"github.com/cilium/ebpf"
 )
-
-type balancerBackend struct {
-	_    structs.HostLayout
-	Addr uint32
-	Port uint16
-	Mac  [6]uint8
-	Pad  [4]uint8
-	Name [32]int8
-}
-
-type balancerBackendKey struct {
-	_    structs.HostLayout
-	Addr uint32
-	Port uint16
-	Pad  uint16
-}
-
-type balancerClearRequest struct {
-	_       structs.HostLayout
-	Service uint32
-	Slot    uint32
-	Pad     uint64
-}
-
-type balancerFlow struct {
-	_         structs.HostLayout
-	Rewritten balancerFlowKey
-	ClientMac [6]uint8
-	Backend   uint16
-	IpDelta   uint32
-	TcpDelta  uint32
-	Flags     uint32
-	Created   uint64
-	Seen      uint64
-	Packets   uint64
-	Bytes     uint64
-	Ack       uint32
-	Pad       uint32
-}
 
 type balancerFlowFlag uint32
 
@@ -63,157 +23,116 @@ const (
 	balancerFlowFlagFLOW_RESET       balancerFlowFlag = 32
 	balancerFlowFlagFLOW_CLOSED      balancerFlowFlag = 64
 	balancerFlowFlagFLOW_TAKEN       balancerFlowFlag = 128
+	balancerFlowFlagFLOW_TIME_WAIT   balancerFlowFlag = 256
 )
 
-type balancerFlowKey struct {
-	_     structs.HostLayout
-	Saddr uint32
-	Daddr uint32
-	Sport uint16
-	Dport uint16
-}
+type balancerServiceFlag uint32
 
-type balancerHandshake struct {
-	_          structs.HostLayout
-	Tried      uint64
-	Seq        uint32
-	Window     uint16
-	OptionsLen uint8
-	Pad        uint8
-	Options    [40]uint8
-}
+const (
+	balancerServiceFlagSERVICE_RESTRICTED     balancerServiceFlag = 1
+	balancerServiceFlagSERVICE_DROP_WHEN_FULL balancerServiceFlag = 2
+	balancerServiceFlagSERVICE_CLIENT_ADDRESS balancerServiceFlag = 4
+)
 
-type balancerLoad struct {
-	_    structs.HostLayout
-	Lock struct {
-		_   structs.HostLayout
-		Val uint32
-	}
-	Rotor   uint32
-	Active  [64]int64
-	Total   [64]uint64
-	Refused [64]uint64
-	Suspect [64]uint64
-}
+type balancerSlotFlag uint32
 
-type balancerReapRequest struct {
-	_      structs.HostLayout
-	Key    balancerFlowKey
-	Force  uint32
-	Seen   uint64
-	Reaped uint32
-	Pad    uint32
-}
-
-type balancerSchedule struct {
-	_         structs.HostLayout
-	Mask      uint32
-	Scheduler uint32
-	Slots     [64]balancerSlot
-}
-
-type balancerService struct {
-	_    structs.HostLayout
-	Id   uint32
-	Name [32]int8
-}
-
-type balancerServiceKey struct {
-	_     structs.HostLayout
-	Addr  uint32
-	Port  uint16
-	Proto uint16
-}
-
-type balancerSlot struct {
-	_         structs.HostLayout
-	Weight    uint16
-	State     uint8
-	Reachable uint8
-}
-
-type balancerTraffic struct {
-	_          structs.HostLayout
-	PacketsIn  uint64
-	BytesIn    uint64
-	PacketsOut uint64
-	BytesOut   uint64
-}
+const (
+	balancerSlotFlagSLOT_REACHABLE balancerSlotFlag = 1
+	balancerSlotFlagSLOT_BACKUP    balancerSlotFlag = 2
+)
 
 type balancerVerdict uint32
 
 const (
 	balancerVerdictPASS_ETHERTYPE        balancerVerdict = 0
 	balancerVerdictPASS_ARP              balancerVerdict = 1
-	balancerVerdictPASS_NOT_VIP          balancerVerdict = 2
-	balancerVerdictPASS_NOT_MINE         balancerVerdict = 3
-	balancerVerdictPASS_NOT_TCP          balancerVerdict = 4
-	balancerVerdictPASS_PORT             balancerVerdict = 5
-	balancerVerdictPASS_TRUNCATED        balancerVerdict = 6
-	balancerVerdictTX_NEW                balancerVerdict = 7
-	balancerVerdictTX_FORWARD            balancerVerdict = 8
-	balancerVerdictTX_REVERSE            balancerVerdict = 9
-	balancerVerdictTX_REDISPATCH_REFUSED balancerVerdict = 10
-	balancerVerdictTX_REDISPATCH_SILENT  balancerVerdict = 11
-	balancerVerdictTX_RST_CLIENT         balancerVerdict = 12
-	balancerVerdictTX_RST_BACKEND        balancerVerdict = 13
-	balancerVerdictTX_RST_NO_BACKEND     balancerVerdict = 14
-	balancerVerdictTX_RST_NO_PORT        balancerVerdict = 15
-	balancerVerdictTX_RST_TABLE_FULL     balancerVerdict = 16
-	balancerVerdictDROP_FENCED           balancerVerdict = 17
-	balancerVerdictDROP_FENCED_ARP       balancerVerdict = 18
-	balancerVerdictDROP_IP_HEADER        balancerVerdict = 19
-	balancerVerdictDROP_IP_OPTIONS       balancerVerdict = 20
-	balancerVerdictDROP_FRAGMENT         balancerVerdict = 21
-	balancerVerdictDROP_TCP_HEADER       balancerVerdict = 22
-	balancerVerdictDROP_TTL              balancerVerdict = 23
-	balancerVerdictDROP_STRAY_RST        balancerVerdict = 24
-	balancerVerdictDROP_RST_LIMIT        balancerVerdict = 25
-	balancerVerdictDROP_RACE             balancerVerdict = 26
-	balancerVerdictDROP_REPLY            balancerVerdict = 27
-	balancerVerdictVERDICTS              balancerVerdict = 28
+	balancerVerdictPASS_NEIGHBOUR        balancerVerdict = 2
+	balancerVerdictPASS_NOT_VIP          balancerVerdict = 3
+	balancerVerdictPASS_NOT_MINE         balancerVerdict = 4
+	balancerVerdictPASS_NOT_TCP          balancerVerdict = 5
+	balancerVerdictPASS_PORT             balancerVerdict = 6
+	balancerVerdictPASS_TRUNCATED        balancerVerdict = 7
+	balancerVerdictTX_NEW                balancerVerdict = 8
+	balancerVerdictTX_FORWARD            balancerVerdict = 9
+	balancerVerdictTX_REVERSE            balancerVerdict = 10
+	balancerVerdictTX_REDISPATCH_REFUSED balancerVerdict = 11
+	balancerVerdictTX_REDISPATCH_SILENT  balancerVerdict = 12
+	balancerVerdictTX_ICMP               balancerVerdict = 13
+	balancerVerdictTX_RST_CLIENT         balancerVerdict = 14
+	balancerVerdictTX_RST_BACKEND        balancerVerdict = 15
+	balancerVerdictTX_RST_NO_BACKEND     balancerVerdict = 16
+	balancerVerdictTX_RST_FULL           balancerVerdict = 17
+	balancerVerdictTX_RST_NO_PORT        balancerVerdict = 18
+	balancerVerdictTX_RST_TABLE_FULL     balancerVerdict = 19
+	balancerVerdictDROP_FENCED           balancerVerdict = 20
+	balancerVerdictDROP_FENCED_ARP       balancerVerdict = 21
+	balancerVerdictDROP_FENCED_NEIGHBOUR balancerVerdict = 22
+	balancerVerdictDROP_IP_HEADER        balancerVerdict = 23
+	balancerVerdictDROP_IP_OPTIONS       balancerVerdict = 24
+	balancerVerdictDROP_FRAGMENT         balancerVerdict = 25
+	balancerVerdictDROP_TCP_HEADER       balancerVerdict = 26
+	balancerVerdictDROP_ICMP             balancerVerdict = 27
+	balancerVerdictDROP_TTL              balancerVerdict = 28
+	balancerVerdictDROP_NOT_ALLOWED      balancerVerdict = 29
+	balancerVerdictDROP_SYN_SOURCE       balancerVerdict = 30
+	balancerVerdictDROP_SYN_TOTAL        balancerVerdict = 31
+	balancerVerdictDROP_FULL             balancerVerdict = 32
+	balancerVerdictDROP_STRAY_RST        balancerVerdict = 33
+	balancerVerdictDROP_RST_LIMIT        balancerVerdict = 34
+	balancerVerdictDROP_RACE             balancerVerdict = 35
+	balancerVerdictDROP_REPLY            balancerVerdict = 36
+	balancerVerdictVERDICTS              balancerVerdict = 37
 )
-
-type balancerVip struct {
-	_          structs.HostLayout
-	LeaseUntil uint64
-	Since      uint64
-	State      uint8
-	Vrid       uint8
-	Priority   uint8
-	Pad        [5]uint8
-	Router     [32]int8
-}
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	balancerMapAllowed            = "allowed"
 	balancerMapBackendIds         = "backend_ids"
 	balancerMapBackends           = "backends"
+	balancerMapBuckets            = "buckets"
+	balancerMapConnectTimes       = "connect_times"
 	balancerMapFlows              = "flows"
 	balancerMapHandshakes         = "handshakes"
+	balancerMapLeases             = "leases"
 	balancerMapLoads              = "loads"
-	balancerMapRstBucket          = "rst_bucket"
+	balancerMapPrograms           = "programs"
 	balancerMapSchedules          = "schedules"
+	balancerMapScratches          = "scratches"
 	balancerMapServices           = "services"
+	balancerMapSources            = "sources"
+	balancerMapTickets            = "tickets"
 	balancerMapTraffics           = "traffics"
 	balancerMapVerdicts           = "verdicts"
+	balancerMapVipFilter          = "vip_filter"
 	balancerMapVips               = "vips"
 	balancerProgBalancer          = "balancer"
 	balancerProgClearSlot         = "clear_slot"
 	balancerProgPass              = "pass"
+	balancerProgReadClock         = "read_clock"
 	balancerProgReap              = "reap"
-	balancerVarOwnMac             = "own_mac"
+	balancerVarFrags              = "frags"
+	balancerVarHalfOpenMask       = "half_open_mask"
+	balancerVarJiffy              = "jiffy"
+	balancerVarOwnMacHead         = "own_mac_head"
+	balancerVarOwnMacTail         = "own_mac_tail"
 	balancerVarRstBurst           = "rst_burst"
 	balancerVarRstRate            = "rst_rate"
+	balancerVarSeed               = "seed"
 	balancerVarSnatCount          = "snat_count"
 	balancerVarSnatLow            = "snat_low"
 	balancerVarSuspectTime        = "suspect_time"
+	balancerVarSynSourceRate      = "syn_source_rate"
+	balancerVarSynTotalRate       = "syn_total_rate"
 	balancerVarTxRedirect         = "tx_redirect"
 	balancerVarUnusedClearRequest = "unused_clear_request"
+	balancerVarUnusedClockRequest = "unused_clock_request"
 	balancerVarUnusedFlowFlag     = "unused_flow_flag"
+	balancerVarUnusedNetwork      = "unused_network"
 	balancerVarUnusedReapRequest  = "unused_reap_request"
+	balancerVarUnusedServiceFlag  = "unused_service_flag"
+	balancerVarUnusedSlotFlag     = "unused_slot_flag"
 	balancerVarUnusedVerdict      = "unused_verdict"
 )
 
@@ -262,6 +181,7 @@ type balancerProgramSpecs struct {
 	Balancer  *ebpf.ProgramSpec `ebpf:"balancer"`
 	ClearSlot *ebpf.ProgramSpec `ebpf:"clear_slot"`
 	Pass      *ebpf.ProgramSpec `ebpf:"pass"`
+	ReadClock *ebpf.ProgramSpec `ebpf:"read_clock"`
 	Reap      *ebpf.ProgramSpec `ebpf:"reap"`
 }
 
@@ -269,33 +189,52 @@ type balancerProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type balancerMapSpecs struct {
-	BackendIds *ebpf.MapSpec `ebpf:"backend_ids"`
-	Backends   *ebpf.MapSpec `ebpf:"backends"`
-	Flows      *ebpf.MapSpec `ebpf:"flows"`
-	Handshakes *ebpf.MapSpec `ebpf:"handshakes"`
-	Loads      *ebpf.MapSpec `ebpf:"loads"`
-	RstBucket  *ebpf.MapSpec `ebpf:"rst_bucket"`
-	Schedules  *ebpf.MapSpec `ebpf:"schedules"`
-	Services   *ebpf.MapSpec `ebpf:"services"`
-	Traffics   *ebpf.MapSpec `ebpf:"traffics"`
-	Verdicts   *ebpf.MapSpec `ebpf:"verdicts"`
-	Vips       *ebpf.MapSpec `ebpf:"vips"`
+	Allowed      *ebpf.MapSpec `ebpf:"allowed"`
+	BackendIds   *ebpf.MapSpec `ebpf:"backend_ids"`
+	Backends     *ebpf.MapSpec `ebpf:"backends"`
+	Buckets      *ebpf.MapSpec `ebpf:"buckets"`
+	ConnectTimes *ebpf.MapSpec `ebpf:"connect_times"`
+	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	Handshakes   *ebpf.MapSpec `ebpf:"handshakes"`
+	Leases       *ebpf.MapSpec `ebpf:"leases"`
+	Loads        *ebpf.MapSpec `ebpf:"loads"`
+	Programs     *ebpf.MapSpec `ebpf:"programs"`
+	Schedules    *ebpf.MapSpec `ebpf:"schedules"`
+	Scratches    *ebpf.MapSpec `ebpf:"scratches"`
+	Services     *ebpf.MapSpec `ebpf:"services"`
+	Sources      *ebpf.MapSpec `ebpf:"sources"`
+	Tickets      *ebpf.MapSpec `ebpf:"tickets"`
+	Traffics     *ebpf.MapSpec `ebpf:"traffics"`
+	Verdicts     *ebpf.MapSpec `ebpf:"verdicts"`
+	VipFilter    *ebpf.MapSpec `ebpf:"vip_filter"`
+	Vips         *ebpf.MapSpec `ebpf:"vips"`
 }
 
 // balancerVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type balancerVariableSpecs struct {
-	OwnMac             *ebpf.VariableSpec `ebpf:"own_mac"`
+	Frags              *ebpf.VariableSpec `ebpf:"frags"`
+	HalfOpenMask       *ebpf.VariableSpec `ebpf:"half_open_mask"`
+	Jiffy              *ebpf.VariableSpec `ebpf:"jiffy"`
+	OwnMacHead         *ebpf.VariableSpec `ebpf:"own_mac_head"`
+	OwnMacTail         *ebpf.VariableSpec `ebpf:"own_mac_tail"`
 	RstBurst           *ebpf.VariableSpec `ebpf:"rst_burst"`
 	RstRate            *ebpf.VariableSpec `ebpf:"rst_rate"`
+	Seed               *ebpf.VariableSpec `ebpf:"seed"`
 	SnatCount          *ebpf.VariableSpec `ebpf:"snat_count"`
 	SnatLow            *ebpf.VariableSpec `ebpf:"snat_low"`
 	SuspectTime        *ebpf.VariableSpec `ebpf:"suspect_time"`
+	SynSourceRate      *ebpf.VariableSpec `ebpf:"syn_source_rate"`
+	SynTotalRate       *ebpf.VariableSpec `ebpf:"syn_total_rate"`
 	TxRedirect         *ebpf.VariableSpec `ebpf:"tx_redirect"`
 	UnusedClearRequest *ebpf.VariableSpec `ebpf:"unused_clear_request"`
+	UnusedClockRequest *ebpf.VariableSpec `ebpf:"unused_clock_request"`
 	UnusedFlowFlag     *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
+	UnusedNetwork      *ebpf.VariableSpec `ebpf:"unused_network"`
 	UnusedReapRequest  *ebpf.VariableSpec `ebpf:"unused_reap_request"`
+	UnusedServiceFlag  *ebpf.VariableSpec `ebpf:"unused_service_flag"`
+	UnusedSlotFlag     *ebpf.VariableSpec `ebpf:"unused_slot_flag"`
 	UnusedVerdict      *ebpf.VariableSpec `ebpf:"unused_verdict"`
 }
 
@@ -319,31 +258,47 @@ func (o *balancerObjects) Close() error {
 //
 // It can be passed to loadBalancerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type balancerMaps struct {
-	BackendIds *ebpf.Map `ebpf:"backend_ids"`
-	Backends   *ebpf.Map `ebpf:"backends"`
-	Flows      *ebpf.Map `ebpf:"flows"`
-	Handshakes *ebpf.Map `ebpf:"handshakes"`
-	Loads      *ebpf.Map `ebpf:"loads"`
-	RstBucket  *ebpf.Map `ebpf:"rst_bucket"`
-	Schedules  *ebpf.Map `ebpf:"schedules"`
-	Services   *ebpf.Map `ebpf:"services"`
-	Traffics   *ebpf.Map `ebpf:"traffics"`
-	Verdicts   *ebpf.Map `ebpf:"verdicts"`
-	Vips       *ebpf.Map `ebpf:"vips"`
+	Allowed      *ebpf.Map `ebpf:"allowed"`
+	BackendIds   *ebpf.Map `ebpf:"backend_ids"`
+	Backends     *ebpf.Map `ebpf:"backends"`
+	Buckets      *ebpf.Map `ebpf:"buckets"`
+	ConnectTimes *ebpf.Map `ebpf:"connect_times"`
+	Flows        *ebpf.Map `ebpf:"flows"`
+	Handshakes   *ebpf.Map `ebpf:"handshakes"`
+	Leases       *ebpf.Map `ebpf:"leases"`
+	Loads        *ebpf.Map `ebpf:"loads"`
+	Programs     *ebpf.Map `ebpf:"programs"`
+	Schedules    *ebpf.Map `ebpf:"schedules"`
+	Scratches    *ebpf.Map `ebpf:"scratches"`
+	Services     *ebpf.Map `ebpf:"services"`
+	Sources      *ebpf.Map `ebpf:"sources"`
+	Tickets      *ebpf.Map `ebpf:"tickets"`
+	Traffics     *ebpf.Map `ebpf:"traffics"`
+	Verdicts     *ebpf.Map `ebpf:"verdicts"`
+	VipFilter    *ebpf.Map `ebpf:"vip_filter"`
+	Vips         *ebpf.Map `ebpf:"vips"`
 }
 
 func (m *balancerMaps) Close() error {
 	return _BalancerClose(
+		m.Allowed,
 		m.BackendIds,
 		m.Backends,
+		m.Buckets,
+		m.ConnectTimes,
 		m.Flows,
 		m.Handshakes,
+		m.Leases,
 		m.Loads,
-		m.RstBucket,
+		m.Programs,
 		m.Schedules,
+		m.Scratches,
 		m.Services,
+		m.Sources,
+		m.Tickets,
 		m.Traffics,
 		m.Verdicts,
+		m.VipFilter,
 		m.Vips,
 	)
 }
@@ -352,16 +307,27 @@ func (m *balancerMaps) Close() error {
 //
 // It can be passed to loadBalancerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type balancerVariables struct {
-	OwnMac             *ebpf.Variable `ebpf:"own_mac"`
+	Frags              *ebpf.Variable `ebpf:"frags"`
+	HalfOpenMask       *ebpf.Variable `ebpf:"half_open_mask"`
+	Jiffy              *ebpf.Variable `ebpf:"jiffy"`
+	OwnMacHead         *ebpf.Variable `ebpf:"own_mac_head"`
+	OwnMacTail         *ebpf.Variable `ebpf:"own_mac_tail"`
 	RstBurst           *ebpf.Variable `ebpf:"rst_burst"`
 	RstRate            *ebpf.Variable `ebpf:"rst_rate"`
+	Seed               *ebpf.Variable `ebpf:"seed"`
 	SnatCount          *ebpf.Variable `ebpf:"snat_count"`
 	SnatLow            *ebpf.Variable `ebpf:"snat_low"`
 	SuspectTime        *ebpf.Variable `ebpf:"suspect_time"`
+	SynSourceRate      *ebpf.Variable `ebpf:"syn_source_rate"`
+	SynTotalRate       *ebpf.Variable `ebpf:"syn_total_rate"`
 	TxRedirect         *ebpf.Variable `ebpf:"tx_redirect"`
 	UnusedClearRequest *ebpf.Variable `ebpf:"unused_clear_request"`
+	UnusedClockRequest *ebpf.Variable `ebpf:"unused_clock_request"`
 	UnusedFlowFlag     *ebpf.Variable `ebpf:"unused_flow_flag"`
+	UnusedNetwork      *ebpf.Variable `ebpf:"unused_network"`
 	UnusedReapRequest  *ebpf.Variable `ebpf:"unused_reap_request"`
+	UnusedServiceFlag  *ebpf.Variable `ebpf:"unused_service_flag"`
+	UnusedSlotFlag     *ebpf.Variable `ebpf:"unused_slot_flag"`
 	UnusedVerdict      *ebpf.Variable `ebpf:"unused_verdict"`
 }
 
@@ -372,6 +338,7 @@ type balancerPrograms struct {
 	Balancer  *ebpf.Program `ebpf:"balancer"`
 	ClearSlot *ebpf.Program `ebpf:"clear_slot"`
 	Pass      *ebpf.Program `ebpf:"pass"`
+	ReadClock *ebpf.Program `ebpf:"read_clock"`
 	Reap      *ebpf.Program `ebpf:"reap"`
 }
 
@@ -380,6 +347,7 @@ func (p *balancerPrograms) Close() error {
 		p.Balancer,
 		p.ClearSlot,
 		p.Pass,
+		p.ReadClock,
 		p.Reap,
 	)
 }

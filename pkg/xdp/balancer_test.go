@@ -188,7 +188,7 @@ func TestResetsAreLimited(t *testing.T) {
 	in := fromClient(ack).frame()
 	start := time.Now()
 	for range sent {
-		if _, err := f.objs.Balancer.Run(&ebpf.RunOptions{Data: in}); err != nil {
+		if _, err := f.progs.Balancer.Run(&ebpf.RunOptions{Data: in}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -204,7 +204,7 @@ func (f *fixture) run(frame []byte) (action uint32, out []byte, verdict string) 
 	f.t.Helper()
 	before := f.verdictCounts()
 	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)}
-	action, err := f.objs.Balancer.Run(&opts)
+	action, err := f.progs.Balancer.Run(&opts)
 	f.must(err)
 	for i, v := range f.verdictCounts() {
 		switch v.Count - before[i].Count {
@@ -268,9 +268,22 @@ func (f *fixture) active() (counts []int64) {
 // flowCount returns the entries of the flow table, both halves counted.
 func (f *fixture) entries() (n int) {
 	f.t.Helper()
-	var batch flowBatch
-	f.must(batch.each(f.objs.Flows, func(*balancerFlowKey, *balancerFlow) bool { n++; return true }))
+	for _, t := range f.tables.families() {
+		f.must(t.eachHalf(func(*half) bool { n++; return true }))
+	}
 	return n
+}
+
+// row reads the forward half of a client's flow; put writes it back.
+func (f *fixture) row(from netip.AddrPort) (row flowRow[addr4]) {
+	f.t.Helper()
+	f.must(f.tables.four.flows.Lookup(f.tables.four.keyOf(from, vip), &row))
+	return row
+}
+
+func (f *fixture) put(from netip.AddrPort, row flowRow[addr4]) {
+	f.t.Helper()
+	f.must(f.tables.four.flows.Put(f.tables.four.keyOf(from, vip), row))
 }
 
 // clientNumber is the n-th of many clients.

@@ -163,7 +163,7 @@ func TestCountsAreExactUnderConcurrency(t *testing.T) {
 				s := fromClient(syn)
 				s.src = clientNumber(w*each + n)
 				opts := ebpf.RunOptions{Data: s.frame(), DataOut: make([]byte, 256)}
-				if action, err := f.objs.Balancer.Run(&opts); err != nil || action != xdpTX {
+				if action, err := f.progs.Balancer.Run(&opts); err != nil || action != xdpTX {
 					t.Errorf("action %d, %v", action, err)
 					return
 				}
@@ -180,13 +180,13 @@ func TestCountsAreExactUnderConcurrency(t *testing.T) {
 				for n := range each {
 					s := fromClient(flags)
 					s.src = clientNumber(w*each + n)
-					f.objs.Balancer.Run(&ebpf.RunOptions{Data: s.frame()})
+					f.progs.Balancer.Run(&ebpf.RunOptions{Data: s.frame()})
 				}
 			})
 		}
 		wg.Go(func() {
 			for _, b := range backends[w] {
-				f.objs.Balancer.Run(&ebpf.RunOptions{Data: b.answer(fin | ack).frame()})
+				f.progs.Balancer.Run(&ebpf.RunOptions{Data: b.answer(fin | ack).frame()})
 			}
 		})
 	}

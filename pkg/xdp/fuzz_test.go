@@ -27,35 +27,42 @@ func FuzzPacket(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	if err := spec.Variables[balancerVarOwnMac].Set(lbMAC); err != nil {
-		f.Fatal(err)
+	for name, value := range map[string]any{
+		balancerVarOwnMacHead: [4]byte(lbMAC[:4]),
+		balancerVarOwnMacTail: [2]byte(lbMAC[4:]),
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			f.Fatal(err)
+		}
 	}
 	spec.Maps[balancerMapFlows].MaxEntries = 1024
-	var objs balancerObjects
-	if err := spec.LoadAndAssign(&objs, nil); err != nil {
+	coll, err := ebpf.NewCollection(spec)
+	if err != nil {
 		f.Fatal(err)
 	}
-	defer objs.Close()
-	b := Balancer{objs: objs}
-	if err := b.SetVIPs([]lb.VIPStats{{Addr: vip.Addr()}}); err != nil {
-		f.Fatal(err)
+	defer coll.Close()
+	t := tables{
+		loads: coll.Maps[balancerMapLoads], schedules: coll.Maps[balancerMapSchedules],
+		verdicts: coll.Maps[balancerMapVerdicts], clockProg: coll.Programs[balancerProgReadClock],
 	}
-	if err := b.RenewLease(vip.Addr(), 1<<60); err != nil {
-		f.Fatal(err)
+	for name, m := range t.four.byName() {
+		*m = coll.Maps[name]
 	}
-	schedule := balancerSchedule{}
-	schedule.Slots[0] = balancerSlot{Weight: 1, State: uint8(lb.Up), Reachable: 1}
-	place := placedBackend{name: "pooler1", addr: pooler}
+	b := Balancer{tables: t}
 	for _, err := range []error{
-		b.writeBackend(place),
-		objs.Schedules.Put(uint32(0), schedule),
-		objs.Services.Put(serviceKey(vip), balancerService{Name: nameBytes("postgres")}),
+		b.SetVIPs([]lb.VIPStats{{Addr: vip.Addr()}}),
+		b.RenewLease(vip.Addr(), 1<<60),
+		t.four.putBackend(0, backendHead{addr: pooler, name: "pooler1"}),
+		t.four.putService(vip, serviceHead{nat: []natAddr{{vip.Addr(), 0}}, name: "postgres"}),
+		t.schedules.Put(uint32(0), scheduleRow{Slots: [64]slotRow{{
+			Weight: weightUnit, Cost: costUnit / weightUnit, Limit: limitless,
+			State: uint8(lb.Up), Flags: uint8(balancerSlotFlagSLOT_REACHABLE),
+		}}}),
 	} {
 		if err != nil {
 			f.Fatal(err)
 		}
 	}
-	t := tables{verdicts: objs.Verdicts}
 	sum := func(tb testing.TB) (n uint64) {
 		counts, err := t.verdictCounts()
 		if err != nil {
@@ -72,7 +79,7 @@ func FuzzPacket(f *testing.F) {
 		}
 		before := sum(t)
 		opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)}
-		action, err := objs.Balancer.Run(&opts)
+		action, err := coll.Programs[balancerProgBalancer].Run(&opts)
 		if err != nil {
 			t.Fatal(err)
 		}

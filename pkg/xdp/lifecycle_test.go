@@ -24,8 +24,8 @@ func TestLimitsAgreeWithTheProgram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var load balancerLoad
-	var row balancerService
+	var load loadRow
+	var row serviceRow[addr4]
 	if len(load.Active) != lb.MaxBackends || len(row.Name) != lb.MaxNameLen+1 {
 		t.Errorf("%d backends, names of %d bytes", len(load.Active), len(row.Name))
 	}
@@ -71,7 +71,7 @@ func TestSweepRemovesWhatIsOver(t *testing.T) {
 	oneFIN.flags = fin | ack
 	f.expect(oneFIN, "tx_forward")
 
-	f.cfg.Timeouts = Timeouts{SYN: time.Hour, Established: time.Hour, FIN: time.Hour, TimeWait: time.Hour, Reset: time.Hour}
+	f.cfg.Timeouts = Timeouts{SYN: time.Hour, Established: time.Hour, FIN: time.Hour, TimeWait: time.Hour, Closed: time.Hour, Reset: time.Hour}
 	for _, step := range []struct {
 		what    string
 		timeout *time.Duration
@@ -79,7 +79,8 @@ func TestSweepRemovesWhatIsOver(t *testing.T) {
 		active  int64
 	}{
 		{"nothing", new(time.Duration), 10, 3},
-		{"TIME-WAIT", &f.cfg.Timeouts.TimeWait, 8, 3},
+		{"TIME-WAIT", &f.cfg.Timeouts.TimeWait, 10, 3},
+		{"closed", &f.cfg.Timeouts.Closed, 8, 3},
 		{"reset", &f.cfg.Timeouts.Reset, 6, 3},
 		{"half-open", &f.cfg.Timeouts.SYN, 4, 2},
 		{"one FIN", &f.cfg.Timeouts.FIN, 2, 1},
@@ -97,15 +98,15 @@ func TestSweepRemovesWhatIsOver(t *testing.T) {
 func TestBusyFlowIsNotReaped(t *testing.T) {
 	f := newFixture(t)
 	_, b := f.connect(client)
-	before := monotonic()
+	clock, err := f.tables.clock()
+	f.must(err)
 	f.expect(b.answer(ack), "tx_reverse")
-	key := balancerFlowKey{Saddr: be32(client.Addr()), Daddr: be32(vip.Addr()), Sport: be16(client.Port()), Dport: be16(vip.Port())}
 	// The forward half is old enough, the reverse half is not: long replies.
-	var half balancerFlow
-	f.must(f.objs.Flows.Lookup(key, &half))
-	half.Seen = 0
-	f.must(f.objs.Flows.Put(key, half))
-	n, err := f.reap([]balancerReapRequest{{Key: key, Seen: before - uint64(time.Second)}})
+	row := f.row(client)
+	row.Seen = 0
+	f.put(client, row)
+	four := &f.tables.four
+	n, err := four.run([]reapRequest[addr4]{{Key: four.keyOf(client, vip), Seen: clock.before(time.Second)}})
 	f.must(err)
 	if n != 0 || f.entries() != 2 {
 		t.Errorf("%d reaped, %d entries", n, f.entries())
@@ -125,11 +126,11 @@ func TestAuditSeesDriftThatLasts(t *testing.T) {
 		t.Errorf("audit %+v", a)
 	}
 	// A decrement that never happens: the flow is taken out behind our back.
-	var batch flowBatch
-	var keys []balancerFlowKey
-	f.must(batch.each(f.objs.Flows, func(k *balancerFlowKey, _ *balancerFlow) bool { keys = append(keys, *k); return true }))
+	var batch flowBatch[addr4]
+	var keys []flowKey[addr4]
+	f.must(batch.each(f.tables.four.flows, func(k *flowKey[addr4], _ *flowRow[addr4]) bool { keys = append(keys, *k); return true }))
 	for _, k := range keys {
-		f.must(f.objs.Flows.Delete(k))
+		f.must(f.tables.four.flows.Delete(k))
 	}
 	if a := sweep(); a.Drift != 0 {
 		t.Errorf("drift at first sight: %+v", a)

@@ -10,11 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
-
-	"github.com/pgsteer/pgsteer/pkg/lb"
 )
-
-type macAddr = [6]uint8
 
 // routeCheck is how often next hops are looked up anew: a route may change
 // without any neighbour changing.
@@ -98,7 +94,7 @@ func (b *Balancer) foreignNamespace() (*netns.NsHandle, error) {
 // noteNeighbour says whether anything changed that concerns us.
 func (b *Balancer) noteNeighbour(u netlink.NeighUpdate) bool {
 	ip, ok := netip.AddrFromSlice(u.IP)
-	if !ok || u.LinkIndex != b.iface.Attrs().Index || !ip.Unmap().Is4() {
+	if !ok || u.LinkIndex != b.iface.Attrs().Index {
 		return false
 	}
 	ip = ip.Unmap()
@@ -125,11 +121,7 @@ func (b *Balancer) refreshNextHops() error {
 				return err
 			}
 		}
-		var reachable uint8
-		if known {
-			reachable = 1
-		}
-		err := b.changeSlot(p.id, p.slot, func(s *balancerSlot) { s.Reachable = reachable })
+		err := b.changeSlot(p.id, p.slot, func(s *slotRow) { s.setFlag(balancerSlotFlagSLOT_REACHABLE, known) })
 		if err != nil {
 			return err
 		}
@@ -138,19 +130,17 @@ func (b *Balancer) refreshNextHops() error {
 }
 
 func (b *Balancer) writeMAC(p placedBackend, mac macAddr) error {
-	var row balancerBackend
-	if err := b.objs.Backends.Lookup(p.index(), &row); err != nil {
-		return fmt.Errorf("reading backend %s: %w", p.name, err)
+	f, err := b.tables.of(p.addr.Addr())
+	if err != nil {
+		return err
 	}
-	if row.Mac == mac {
-		return nil
+	row, err := f.backend(p.index())
+	if err != nil || row.mac == mac {
+		return err
 	}
 	b.log.Info("next hop", "service", p.service, "backend", p.name, "mac", net.HardwareAddr(mac[:]).String())
-	row.Mac = mac
-	if err := b.objs.Backends.Put(p.index(), row); err != nil {
-		return fmt.Errorf("writing backend %s: %w", p.name, err)
-	}
-	return nil
+	row.mac = mac
+	return f.putBackend(p.index(), row)
 }
 
 // nextHopMAC is unknown, too, when the route leads out of another interface:
@@ -166,27 +156,4 @@ func (b *Balancer) nextHopMAC(addr netip.Addr) (macAddr, bool) {
 	}
 	mac, ok := b.neighbours[hop]
 	return mac, ok
-}
-
-// placements reads back which backends an earlier life had placed where.
-func (t *tables) placements() ([]placedBackend, error) {
-	services, err := t.services4()
-	if err != nil {
-		return nil, err
-	}
-	var placed []placedBackend
-	for _, s := range services {
-		for slot := range uint32(lb.MaxBackends) {
-			var row balancerBackend
-			if err := t.backends.Lookup(s.Id*lb.MaxBackends+slot, &row); err != nil {
-				return nil, fmt.Errorf("reading slot %d: %w", slot, err)
-			}
-			if row.Addr != 0 {
-				placed = append(placed, placedBackend{
-					service: nameOf(s.Name), name: nameOf(row.Name), addr: addrPortOf(row.Addr, row.Port), id: s.Id, slot: slot,
-				})
-			}
-		}
-	}
-	return placed, nil
 }

@@ -3,8 +3,6 @@ package xdp
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -25,9 +23,9 @@ func (b *Balancer) Stats() (lb.DatapathStats, error) {
 	s.Interface, s.Mode = b.cfg.Interface, b.mode
 	if a := b.audit.Load(); a != nil {
 		s.Audit = a.Audit
-		s.Audit.SweptAgo = int64(age(monotonic(), a.at))
+		s.Audit.SweptAgo = int64(monotonic() - a.at)
 	} else {
-		s.Audit.Capacity = int(b.objs.Flows.MaxEntries())
+		s.Audit.Capacity = b.tables.four.capacity()
 	}
 	return s, nil
 }
@@ -40,43 +38,29 @@ func (b *Balancer) Flows(fn func(lb.Flow) bool) error { return b.tables.eachFlow
 type Reader struct {
 	tables  tables
 	pinPath string
-	maps    []*ebpf.Map
 }
 
 // OpenPins opens the tables that are pinned under path. The error matches
 // ErrNoPins when there are none.
 func OpenPins(path string) (*Reader, error) {
-	r := &Reader{pinPath: path}
-	for name, m := range map[string]**ebpf.Map{
-		balancerMapBackends:  &r.tables.backends,
-		balancerMapFlows:     &r.tables.flows,
-		balancerMapLoads:     &r.tables.loads,
-		balancerMapSchedules: &r.tables.schedules,
-		balancerMapServices:  &r.tables.services,
-		balancerMapTraffics:  &r.tables.traffics,
-		balancerMapVerdicts:  &r.tables.verdicts,
-		balancerMapVips:      &r.tables.vips,
-	} {
-		var err error
-		*m, err = ebpf.LoadPinnedMap(filepath.Join(path, name), &ebpf.LoadPinOptions{ReadOnly: true})
-		if errors.Is(err, fs.ErrNotExist) {
-			err = fmt.Errorf("%w in %s", ErrNoPins, path)
-		}
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("opening table %s: %w", name, err), r.Close())
-		}
-		r.maps = append(r.maps, *m)
+	t, err := openTables(path, true)
+	if err != nil {
+		return nil, err
 	}
-	return r, nil
+	spec, err := loadBalancer()
+	if err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
+	// It has no maps: this is not the one of the daemon.
+	if t.clockProg, err = ebpf.NewProgram(spec.Programs[balancerProgReadClock]); err != nil {
+		return nil, errors.Join(fmt.Errorf("loading the program that reads the clock: %w", err), t.Close())
+	}
+	return &Reader{tables: t, pinPath: path}, nil
 }
 
 // Close releases the tables.
 func (r *Reader) Close() error {
-	var errs []error
-	for _, m := range r.maps {
-		errs = append(errs, m.Close())
-	}
-	return errors.Join(errs...)
+	return errors.Join(r.tables.Close(), r.tables.clockProg.Close())
 }
 
 // Stats reads all that the datapath counted. The audit is a count made now,
@@ -86,19 +70,7 @@ func (r *Reader) Stats() (lb.DatapathStats, error) {
 	if err != nil {
 		return s, err
 	}
-	s.Audit.Capacity = int(r.tables.flows.MaxEntries())
-	var batch flowBatch
-	err = batch.each(r.tables.flows, func(_ *balancerFlowKey, f *balancerFlow) bool {
-		flags := balancerFlowFlag(f.Flags)
-		if flags&balancerFlowFlagFLOW_FORWARD != 0 {
-			s.Audit.Flows++
-			if flags&balancerFlowFlagFLOW_CLOSED == 0 {
-				s.Audit.Live++
-			}
-		}
-		return true
-	})
-	if err != nil {
+	if s.Audit, _, err = r.count(); err != nil {
 		return s, err
 	}
 	l, ifindex, _, err := pinnedLink(r.pinPath)
@@ -110,6 +82,23 @@ func (r *Reader) Stats() (lb.DatapathStats, error) {
 		s.Interface, s.Mode = iface.Attrs().Name, attachMode(iface)
 	}
 	return s, nil
+}
+
+// count counts the flow tables, in all and by backend.
+func (r *Reader) count() (lb.Audit, map[uint32]int64, error) {
+	count := newCount()
+	for _, f := range r.tables.families() {
+		_, err := f.sweep(func(flags balancerFlowFlag, backend uint16, _ uint32) (bool, uint32) {
+			count.see(flags, uint32(backend))
+			return false, 0
+		})
+		if err != nil {
+			return lb.Audit{}, nil, err
+		}
+		count.Capacity += f.capacity()
+	}
+	count.Memory = r.tables.memory()
+	return count.audit(), count.live, nil
 }
 
 // Flows calls fn for every flow, in no order, until it returns false.

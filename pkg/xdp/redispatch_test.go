@@ -1,9 +1,12 @@
 package xdp
 
 import (
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/cilium/ebpf"
 
 	"github.com/pgsteer/pgsteer/pkg/lb"
 )
@@ -115,11 +118,14 @@ func TestBackendThatRefusedIsTheLastChoiceForAWhile(t *testing.T) {
 // age makes a client's flow as old as a first retransmission would find it.
 func (f *fixture) age(in segment) {
 	f.t.Helper()
-	key := balancerFlowKey{Saddr: be32(in.src.Addr()), Daddr: be32(vip.Addr()), Sport: be16(in.src.Port()), Dport: be16(vip.Port())}
-	var row balancerFlow
-	f.must(f.objs.Flows.Lookup(key, &row))
-	row.Created -= uint64(time.Second)
-	f.must(f.objs.Flows.Put(key, row))
+	handshakes, err := ebpf.LoadPinnedMap(filepath.Join(f.config.PinPath, balancerMapHandshakes), nil)
+	f.must(err)
+	defer handshakes.Close()
+	place := f.row(in.src).Ticket & (f.cfg.HalfOpenFlows - 1)
+	var row handshakeRow[addr4]
+	f.must(handshakes.Lookup(place, &row))
+	row.OpenedNs -= uint64(time.Second)
+	f.must(handshakes.Put(place, row))
 }
 
 func TestUnansweredSYNGoesToTheOthersInTurn(t *testing.T) {

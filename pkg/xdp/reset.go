@@ -2,7 +2,7 @@ package xdp
 
 import (
 	"context"
-	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -23,18 +23,14 @@ const (
 type resetter struct {
 	pending []placedBackend
 	wake    chan struct{} // token
-	fd      int           // raw socket, opened in the daemon's namespace
+	raw     rawSockets
 
 	lastError error // of sending; the goroutine's own
 }
 
 func newResetter() (resetter, error) {
-	// IPPROTO_RAW implies that we write the IP header, and receives nothing.
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_RAW)
-	if err != nil {
-		return resetter{fd: -1}, fmt.Errorf("opening a raw socket: %w", err)
-	}
-	return resetter{wake: make(chan struct{}, 1), fd: fd}, nil
+	raw, err := openRawSockets()
+	return resetter{wake: make(chan struct{}, 1), raw: raw}, err
 }
 
 // ResetFlows implements lb.Datapath. It is a wish: nothing happens while
@@ -73,7 +69,7 @@ func (b *Balancer) resetLoop(ctx context.Context) error {
 				return fmt.Errorf("resetting the flows of %s/%s: %w", p.service, p.name, err)
 			}
 			if n > 0 {
-				b.log.Info("reset the connections of a backend that is down", "service", p.service, "backend", p.name, "flows", n)
+				b.log.Info("reset the connections of a backend", "service", p.service, "backend", p.name, "flows", n)
 			}
 			if err := b.resets.lastError; err != nil {
 				b.resets.lastError = nil
@@ -84,22 +80,18 @@ func (b *Balancer) resetLoop(ctx context.Context) error {
 	}
 }
 
-// flowHalf is an entry of the flow table.
-type flowHalf struct {
-	key balancerFlowKey
-	val balancerFlow
-}
-
 // resetBackend resets the established flows of a backend and returns how many.
 // Half-open ones are left alone: the program offers them to another backend.
 func (b *Balancer) resetBackend(ctx context.Context, p placedBackend) (int, error) {
-	const established, closed = balancerFlowFlagFLOW_ESTABLISHED, balancerFlowFlagFLOW_CLOSED
-	var found []flowHalf
-	var batch flowBatch
-	err := batch.each(b.objs.Flows, func(key *balancerFlowKey, f *balancerFlow) bool {
-		flags := balancerFlowFlag(f.Flags)
-		if uint32(f.Backend) == p.index() && flags&(balancerFlowFlagFLOW_FORWARD|established|closed) == balancerFlowFlagFLOW_FORWARD|established {
-			found = append(found, flowHalf{*key, *f})
+	const open = balancerFlowFlagFLOW_FORWARD | balancerFlowFlagFLOW_ESTABLISHED
+	f, err := b.tables.of(p.addr.Addr())
+	if err != nil {
+		return 0, err
+	}
+	var found []half
+	err = f.eachHalf(func(h *half) bool {
+		if h.backend == p.index() && h.flags&(open|balancerFlowFlagFLOW_CLOSED) == open {
+			found = append(found, *h)
 		}
 		return true
 	})
@@ -108,11 +100,11 @@ func (b *Balancer) resetBackend(ctx context.Context, p placedBackend) (int, erro
 	}
 	done := 0
 	for len(found) > 0 {
-		if due, err := b.resetIsDue(p, found[0].key.Daddr); err != nil || !due {
+		if due, err := b.resetIsDue(f, p, found[0].vip); err != nil || !due {
 			return done, err
 		}
 		n := min(len(found), resetBatch)
-		reaped, err := b.resetAll(found[:n])
+		reaped, err := b.resetAll(f, found[:n])
 		done += reaped
 		if err != nil {
 			return done, err
@@ -129,72 +121,87 @@ func (b *Balancer) resetBackend(ctx context.Context, p placedBackend) (int, erro
 	return done, nil
 }
 
-// resetIsDue reports whether the backend is still down and the address ours.
-func (b *Balancer) resetIsDue(p placedBackend, vip uint32) (bool, error) {
-	var schedule balancerSchedule
-	if err := b.objs.Schedules.Lookup(p.id, &schedule); err != nil {
+// resetIsDue reports whether the backend still takes no new flows and the
+// address is ours.
+func (b *Balancer) resetIsDue(f familyTables, p placedBackend, vip uint32) (bool, error) {
+	var schedule scheduleRow
+	if err := b.tables.schedules.Lookup(p.id, &schedule); err != nil {
 		return false, fmt.Errorf("reading the schedule: %w", err)
 	}
-	var row balancerVip
-	if err := b.objs.Vips.Lookup(vip, &row); err != nil {
-		return false, fmt.Errorf("looking up virtual address %s: %w", addrOf(vip), err)
+	until, err := f.lease(vip)
+	if err != nil {
+		return false, err
 	}
-	return schedule.Slots[p.slot].State == uint8(lb.Down) && row.LeaseUntil > monotonic(), nil
+	clock, err := b.tables.clock()
+	if err != nil {
+		return false, err
+	}
+	return schedule.Slots[p.slot].State != uint8(lb.Up) && until > clock.jiffies, nil
 }
 
 // resetAll tells both sides of each flow and forgets it. A side that does not
 // hear its reset, or takes it for old because it has received more than it has
 // acknowledged, is told again when it speaks: its flow is unknown by then.
-func (b *Balancer) resetAll(flows []flowHalf) (int, error) {
-	requests := make([]balancerReapRequest, len(flows))
+func (b *Balancer) resetAll(f familyTables, flows []half) (int, error) {
 	for i := range flows {
-		key, f := &flows[i].key, &flows[i].val
-		requests[i] = balancerReapRequest{Key: *key, Force: 1}
-		client, service := addrPortOf(key.Saddr, key.Sport), addrPortOf(key.Daddr, key.Dport)
-		b.sendReset(service, client, f.Ack)
-		var reverse balancerFlow
-		if b.objs.Flows.Lookup(peerKey(f), &reverse) == nil && reverse.Ack != 0 {
-			snat := addrPortOf(f.Rewritten.Saddr, f.Rewritten.Sport)
-			backend := addrPortOf(f.Rewritten.Daddr, f.Rewritten.Dport)
-			b.sendReset(snat, backend, reverse.Ack)
+		h := &flows[i]
+		b.sendReset(h.to, h.from, h.ack)
+		if reverse, ok := f.reverse(h); ok && reverse.ack != 0 {
+			b.sendReset(h.newFrom, h.newTo, reverse.ack)
 		}
 	}
-	return b.reap(requests)
+	return f.reap(flows)
 }
 
 // sendReset sends what the receiver, which expects seq next, takes for the end
 // (RFC 5961, 3.2). It may be lost here as on the wire, and that is no reason to
 // stop: the last failure is kept for the log.
 func (b *Balancer) sendReset(from, to netip.AddrPort, seq uint32) {
-	packet := resetPacket(from, to, seq)
-	if err := unix.Sendto(b.resets.fd, packet[:], 0, &unix.SockaddrInet4{Addr: to.Addr().As4()}); err != nil {
+	if err := b.resets.raw.send(from, to, seq, 0, tcpRST); err != nil {
 		b.resets.lastError = fmt.Errorf("sending a reset to %s: %w", to, err)
 	}
 }
 
-// resetPacket is an IPv4 packet with a TCP segment (RFC 9293, 3.1) that has RST
-// alone set. The kernel fills in the IP checksum and identification.
-func resetPacket(from, to netip.AddrPort, seq uint32) (b [40]byte) {
-	src, dst := from.Addr().As4(), to.Addr().As4()
-	b[0] = 0x45
-	binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
-	binary.BigEndian.PutUint16(b[6:], 0x4000) // do not fragment
-	b[8], b[9] = 64, unix.IPPROTO_TCP
-	copy(b[12:], src[:])
-	copy(b[16:], dst[:])
-	tcp := b[20:]
-	binary.BigEndian.PutUint16(tcp, from.Port())
-	binary.BigEndian.PutUint16(tcp[2:], to.Port())
-	binary.BigEndian.PutUint32(tcp[4:], seq)
-	tcp[12], tcp[13] = 5<<4, 4
-	// Over the pseudo header: addresses, protocol and length.
-	sum := uint32(unix.IPPROTO_TCP + len(tcp))
-	for i := 12; i < len(b); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+// rawSockets send segments in the name of others, one socket a family. They are
+// opened in the daemon's namespace and receive nothing.
+type rawSockets struct{ four, six int }
+
+func openRawSockets() (rawSockets, error) {
+	const kind = unix.SOCK_RAW | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
+	r := rawSockets{four: -1, six: -1}
+	var err error
+	// IPPROTO_RAW implies that we write the IP header.
+	if r.four, err = unix.Socket(unix.AF_INET, kind, unix.IPPROTO_RAW); err != nil {
+		return r, fmt.Errorf("opening a raw socket: %w", err)
 	}
-	for sum > 0xffff {
-		sum = sum&0xffff + sum>>16
+	r.six, err = unix.Socket(unix.AF_INET6, kind, unix.IPPROTO_RAW)
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		r.six = -1 // a host without IPv6 has no flows in it
+		return r, nil
 	}
-	binary.BigEndian.PutUint16(tcp[16:], ^uint16(sum))
-	return b
+	if err != nil {
+		return r, errors.Join(fmt.Errorf("opening a raw socket: %w", err), r.Close())
+	}
+	return r, nil
+}
+
+// Close closes those that are open.
+func (r *rawSockets) Close() error {
+	var errs []error
+	for _, fd := range []int{r.four, r.six} {
+		if fd >= 0 {
+			errs = append(errs, unix.Close(fd))
+		}
+	}
+	r.four, r.six = -1, -1
+	return errors.Join(errs...)
+}
+
+// send sends a segment without data.
+func (r *rawSockets) send(from, to netip.AddrPort, seq, ack uint32, flags uint8) error {
+	packet := bareSegment(from, to, seq, ack, flags)
+	if to.Addr().Is4() {
+		return unix.Sendto(r.four, packet, 0, &unix.SockaddrInet4{Addr: to.Addr().As4()})
+	}
+	return unix.Sendto(r.six, packet, 0, &unix.SockaddrInet6{Addr: to.Addr().As16()})
 }

@@ -14,7 +14,7 @@ import (
 )
 
 func TestResetPacket(t *testing.T) {
-	p := resetPacket(vip, client, 0xfffffff0)
+	p := bareSegment(vip, client, 0xfffffff0, 0, tcpRST)
 	// The kernel's part.
 	binary.BigEndian.PutUint16(p[10:], ^onesSum(0, p[:20]))
 	got := decode(t, append(make([]byte, 14), p[:]...))
@@ -40,8 +40,8 @@ func (f *fixture) listen() (next func() segment) {
 				return err
 			}
 		}
-		proto := be16(unix.ETH_P_IP)
-		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(proto)); err != nil {
+		const proto = unix.ETH_P_IP<<8&0xff00 | unix.ETH_P_IP>>8 // network order
+		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, proto); err != nil {
 			return err
 		}
 		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}); err != nil {

@@ -3,236 +3,166 @@ package xdp
 import (
 	"errors"
 	"fmt"
-	"net"
+	"io/fs"
 	"net/netip"
-	"slices"
-	"strings"
-	"sync"
+	"os"
+	"path/filepath"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
 
 	"github.com/pgsteer/pgsteer/pkg/lb"
 )
 
-// tables reads what the program and the daemon keep in the maps; both the
-// daemon and, through pins, the tools do.
+// tables are all maps that the program and the daemon keep things in; both the
+// daemon and, through pins, the tools open them.
 type tables struct {
-	backends, flows, loads, schedules, services, traffics, verdicts, vips *ebpf.Map
+	four family[addr4]
+	six  family[addr6] // only if hasSix
+	// hasSix is false where no IPv6 program was ever loaded.
+	hasSix bool
+
+	loads, schedules, traffics, connectTimes, verdicts *ebpf.Map
+
+	clockProg *ebpf.Program
+	all       []*ebpf.Map
 }
 
-// services4 returns the services by address.
-func (t *tables) services4() (map[netip.AddrPort]balancerService, error) {
-	all := make(map[netip.AddrPort]balancerService)
-	var key balancerServiceKey
-	var row balancerService
-	it := t.services.Iterate()
-	for it.Next(&key, &row) {
-		all[addrPortOf(key.Addr, key.Port)] = row
+// openTables opens what is pinned under path.
+func openTables(path string, readOnly bool) (t tables, err error) {
+	names := map[string]**ebpf.Map{
+		balancerMapLoads:        &t.loads,
+		balancerMapSchedules:    &t.schedules,
+		balancerMapTraffics:     &t.traffics,
+		balancerMapConnectTimes: &t.connectTimes,
+		balancerMapVerdicts:     &t.verdicts,
 	}
-	if err := it.Err(); err != nil {
-		return nil, fmt.Errorf("listing services: %w", err)
+	merge := func(more map[string]**ebpf.Map) {
+		for name, m := range more {
+			names[name] = m
+		}
 	}
-	return all, nil
+	merge(t.four.byName())
+	six := t.six.byName()
+	if t.hasSix, err = exists(filepath.Join(path, balancer6MapFlows6)); err != nil {
+		return t, err
+	}
+	if t.hasSix {
+		merge(six)
+	}
+	var opened []*ebpf.Map
+	for name, to := range names {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(path, name), &ebpf.LoadPinOptions{ReadOnly: readOnly})
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w in %s", ErrNoPins, path)
+		}
+		if err != nil {
+			return t, errors.Join(fmt.Errorf("opening table %s: %w", name, err), closeMaps(opened))
+		}
+		*to = m
+		opened = append(opened, m)
+	}
+	t.all = opened
+	return t, nil
 }
 
-// stats reads everything but the audit, interface and mode.
-func (t *tables) stats() (lb.DatapathStats, error) {
-	var s lb.DatapathStats
-	var err error
-	if s.Services, err = t.serviceStats(); err != nil {
-		return s, err
+func exists(path string) (bool, error) {
+	_, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
 	}
-	if s.VIPs, err = t.vipStats(); err != nil {
-		return s, err
-	}
-	s.Verdicts, err = t.verdictCounts()
-	return s, err
+	return err == nil, err
 }
 
-func (t *tables) serviceStats() ([]lb.ServiceStats, error) {
-	services, err := t.services4()
-	if err != nil {
-		return nil, err
-	}
-	var all []lb.ServiceStats
-	for addr, row := range services {
-		s := lb.ServiceStats{Name: nameOf(row.Name), Addr: addr}
-		if err := t.backendStats(row.Id, &s); err != nil {
-			return nil, fmt.Errorf("service %s: %w", s.Name, err)
-		}
-		all = append(all, s)
-	}
-	slices.SortFunc(all, func(a, b lb.ServiceStats) int { return strings.Compare(a.Name, b.Name) })
-	return all, nil
+// Close releases the tables, if they are open.
+func (t *tables) Close() error {
+	err := closeMaps(t.all)
+	t.all = nil
+	return err
 }
 
-func (t *tables) backendStats(id uint32, s *lb.ServiceStats) error {
-	var schedule balancerSchedule
-	var load balancerLoad
-	if err := errors.Join(t.schedules.Lookup(id, &schedule), t.loads.Lookup(id, &load)); err != nil {
-		return err
+func closeMaps(maps []*ebpf.Map) error {
+	var errs []error
+	for _, m := range maps {
+		errs = append(errs, m.Close())
 	}
-	s.Scheduler = lb.Scheduler(schedule.Scheduler)
-	for i, slot := range schedule.Slots {
-		if slot.Weight == 0 {
-			continue
-		}
-		var row balancerBackend
-		var perCPU []balancerTraffic
-		index := id*lb.MaxBackends + uint32(i)
-		if err := errors.Join(t.backends.Lookup(index, &row), t.traffics.Lookup(index, &perCPU)); err != nil {
-			return err
-		}
-		b := lb.BackendStats{
-			Name:      nameOf(row.Name),
-			Addr:      addrPortOf(row.Addr, row.Port),
-			State:     lb.State(slot.State),
-			Weight:    slot.Weight,
-			Reachable: slot.Reachable != 0,
-			Active:    load.Active[i],
-			Total:     load.Total[i],
-			Refused:   load.Refused[i],
-		}
-		if row.Mac != (macAddr{}) {
-			b.MAC = net.HardwareAddr(row.Mac[:]).String()
-		}
-		for _, c := range perCPU {
-			b.PacketsIn += c.PacketsIn
-			b.BytesIn += c.BytesIn
-			b.PacketsOut += c.PacketsOut
-			b.BytesOut += c.BytesOut
-		}
-		s.Backends = append(s.Backends, b)
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
-func (t *tables) vipStats() ([]lb.VIPStats, error) {
-	now := monotonic()
-	var all []lb.VIPStats
-	var key uint32
-	var row balancerVip
-	it := t.vips.Iterate()
-	for it.Next(&key, &row) {
-		v := lb.VIPStats{
-			Addr:     addrOf(key),
-			Router:   nameOf(row.Router),
-			VRID:     row.Vrid,
-			Priority: row.Priority,
-			State:    "unknown",
-			Since:    age(now, row.Since),
-		}
-		if int(row.State) < len(vipStates) {
-			v.State = vipStates[row.State]
-		}
-		v.Lease = age(row.LeaseUntil, now)
-		all = append(all, v)
+// families are those that there are.
+func (t *tables) families() []familyTables {
+	if t.hasSix {
+		return []familyTables{&t.four, &t.six}
 	}
-	if err := it.Err(); err != nil {
-		return nil, fmt.Errorf("listing virtual addresses: %w", err)
-	}
-	slices.SortFunc(all, func(a, b lb.VIPStats) int { return a.Addr.Compare(b.Addr) })
-	return all, nil
+	return []familyTables{&t.four}
 }
 
-func (t *tables) verdictCounts() ([]lb.VerdictCount, error) {
-	names, err := verdictNames()
-	if err != nil {
-		return nil, err
-	}
-	all := make([]lb.VerdictCount, 0, len(names))
-	for i, name := range names {
-		var perCPU []uint64
-		if err := t.verdicts.Lookup(uint32(i), &perCPU); err != nil {
-			return nil, fmt.Errorf("reading verdict %s: %w", name, err)
-		}
-		action, _, _ := strings.Cut(name, "_")
-		v := lb.VerdictCount{Name: name, Action: action}
-		for _, c := range perCPU {
-			v.Count += c
-		}
-		all = append(all, v)
-	}
-	return all, nil
-}
+// errNoIPv6 is returned for IPv6 addresses where only IPv4 was asked for.
+var errNoIPv6 = errors.New("the program for IPv6 is not loaded")
 
-// verdictNames takes the names from the program's own type information, so
-// that there is no second list to keep. "tx_forward": the action is the first
-// word.
-var verdictNames = sync.OnceValues(func() ([]string, error) {
-	spec, err := loadBalancer()
-	if err != nil {
-		return nil, err
-	}
-	var enum *btf.Enum
-	if err := spec.Types.TypeByName("verdict", &enum); err != nil {
-		return nil, fmt.Errorf("finding the verdicts' names: %w", err)
-	}
-	names := make([]string, balancerVerdictVERDICTS)
-	for _, v := range enum.Values {
-		if v.Value < uint64(len(names)) {
-			names[v.Value] = strings.ToLower(v.Name)
-		}
-	}
-	return names, nil
-})
-
-// eachFlow calls fn for every flow until it returns false.
-func (t *tables) eachFlow(fn func(lb.Flow) bool) error {
-	now := monotonic()
-	services, err := t.services4()
-	if err != nil {
-		return err
-	}
-	byID := make(map[uint32]netip.AddrPort)
-	for addr, s := range services {
-		byID[s.Id] = addr
-	}
-	var batch flowBatch
-	return batch.each(t.flows, func(key *balancerFlowKey, f *balancerFlow) bool {
-		if balancerFlowFlag(f.Flags)&balancerFlowFlagFLOW_FORWARD == 0 {
-			return true
-		}
-		seen := f.Seen
-		flow := lb.Flow{
-			Client:    addrPortOf(key.Saddr, key.Sport),
-			Service:   addrPortOf(key.Daddr, key.Dport),
-			SNAT:      addrPortOf(f.Rewritten.Saddr, f.Rewritten.Sport),
-			Backend:   addrPortOf(f.Rewritten.Daddr, f.Rewritten.Dport),
-			State:     flowState(balancerFlowFlag(f.Flags)),
-			Age:       age(now, f.Created),
-			PacketsIn: f.Packets,
-			BytesIn:   f.Bytes,
-		}
-		var reverse balancerFlow
-		// Gone between the two reads: the flow was removed, show what was.
-		if t.flows.Lookup(peerKey(f), &reverse) == nil {
-			seen = max(seen, reverse.Seen)
-			flow.PacketsOut, flow.BytesOut = reverse.Packets, reverse.Bytes
-		}
-		flow.Idle = age(now, seen)
-		return fn(flow)
-	})
-}
-
-// flowState names the state as lb.Flow documents.
-func flowState(flags balancerFlowFlag) string {
-	has := func(f balancerFlowFlag) bool { return flags&f != 0 }
+// of is the family of an address.
+func (t *tables) of(addr netip.Addr) (familyTables, error) {
 	switch {
-	case has(balancerFlowFlagFLOW_RESET):
-		return "reset"
-	case has(balancerFlowFlagFLOW_CLOSED):
-		return "time_wait"
-	case has(balancerFlowFlagFLOW_FIN_CLIENT):
-		return "fin_client"
-	case has(balancerFlowFlagFLOW_FIN_BACKEND):
-		return "fin_backend"
-	case has(balancerFlowFlagFLOW_ESTABLISHED):
-		return "established"
-	case has(balancerFlowFlagFLOW_SYN_ACK):
-		return "syn_received"
-	default:
-		return "syn_sent"
+	case addr.Is4():
+		return &t.four, nil
+	case !addr.IsValid() || addr.Zone() != "" || addr.Is4In6():
+		return nil, fmt.Errorf("%s is not a plain IPv4 or IPv6 address", addr)
+	case !t.hasSix:
+		return nil, fmt.Errorf("%s: %w", addr, errNoIPv6)
 	}
+	return &t.six, nil
+}
+
+// clock reads the program's clock.
+func (t *tables) clock() (clock, error) { return readClock(t.clockProg) }
+
+// allServices returns the services of both families.
+func (t *tables) allServices() (map[netip.AddrPort]serviceHead, error) {
+	all := make(map[netip.AddrPort]serviceHead)
+	for _, f := range t.families() {
+		services, err := f.services()
+		if err != nil {
+			return nil, err
+		}
+		for addr, head := range services {
+			all[addr] = head
+		}
+	}
+	return all, nil
+}
+
+// placements reads back which backends an earlier life had placed where.
+func (t *tables) placements() ([]placedBackend, error) {
+	var placed []placedBackend
+	for _, f := range t.families() {
+		services, err := f.services()
+		if err != nil {
+			return nil, err
+		}
+		for addr, s := range services {
+			for slot := range uint32(lb.MaxBackends) {
+				row, err := f.backend(index(s.id, slot))
+				if err != nil {
+					return nil, err
+				}
+				if row.addr.IsValid() {
+					placed = append(placed, placedBackend{
+						service: s.name, vip: addr, name: row.name, addr: row.addr, id: s.id, slot: slot,
+					})
+				}
+			}
+		}
+	}
+	return placed, nil
+}
+
+// memory is how many bytes the maps take, as the kernel reckons.
+func (t *tables) memory() (bytes int64) {
+	for _, m := range t.all {
+		if info, err := m.Info(); err == nil {
+			if n, ok := info.Memlock(); ok {
+				bytes += int64(n)
+			}
+		}
+	}
+	return bytes
 }

@@ -6,50 +6,108 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/cilium/ebpf"
-
 	"github.com/pgsteer/pgsteer/pkg/lb"
 )
 
 // vipStates are the values of struct vip's state, which only tools read.
 var vipStates = []string{"init", "backup", "active"}
 
+// maxVIPs is MAX_VIPS of bpf/config.h.
+const maxVIPs = 256
+
+// ErrUnknownVIP is returned for an address that SetVIPs was not given.
+var ErrUnknownVIP = errors.New("unknown virtual address")
+
 // SetVIPs says which addresses the program cares for. One that is new is
 // fenced until its first lease; one that stays keeps its lease.
 func (b *Balancer) SetVIPs(vips []lb.VIPStats) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	keep := make(map[uint32]bool)
+	keep := make(map[netip.Addr]bool)
 	for _, v := range vips {
-		if !v.Addr.Is4() {
-			return fmt.Errorf("virtual address %s is not IPv4", v.Addr)
-		}
-		err := b.changeVIP(v.Addr, true, func(row *balancerVip) {
-			row.Vrid, row.Priority, row.Router = v.VRID, v.Priority, nameBytes(v.Router)
-		})
+		f, err := b.tables.of(v.Addr)
 		if err != nil {
 			return err
 		}
-		keep[be32(v.Addr)] = true
-	}
-	var key uint32
-	var row balancerVip
-	var stale []uint32
-	it := b.objs.Vips.Iterate()
-	for it.Next(&key, &row) {
-		if !keep[key] {
-			stale = append(stale, key)
+		if err := addVIP(f, v); err != nil {
+			return err
 		}
+		keep[v.Addr] = true
 	}
-	if err := it.Err(); err != nil {
-		return fmt.Errorf("listing virtual addresses: %w", err)
-	}
-	for _, key := range stale {
-		if err := b.objs.Vips.Delete(key); err != nil {
-			return fmt.Errorf("removing virtual address %s: %w", addrOf(key), err)
+	for _, f := range b.tables.families() {
+		if err := removeVIPs(f, keep); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+func addVIP(f familyTables, v lb.VIPStats) error {
+	all, err := f.vips()
+	if err != nil {
+		return err
+	}
+	row, known := all[v.Addr]
+	if !known {
+		if row.Index, err = freeVIP(all); err != nil {
+			return err
+		}
+		row.SinceNs = monotonic()
+		if err := f.setLease(row.Index, 0); err != nil {
+			return err
+		}
+	}
+	row.VRID, row.Priority, row.Router = v.VRID, v.Priority, nameBytes(v.Router)
+	if err := f.putVIP(v.Addr, row); err != nil {
+		return err
+	}
+	return f.setFilter(lastByte(v.Addr), true)
+}
+
+func freeVIP(have map[netip.Addr]vipRow) (uint32, error) {
+	var used [maxVIPs]bool
+	for _, row := range have {
+		used[row.Index] = true
+	}
+	for i, u := range used {
+		if !u {
+			return uint32(i), nil
+		}
+	}
+	return 0, fmt.Errorf("more than %d virtual addresses", maxVIPs)
+}
+
+// removeVIPs drops the addresses that are not to be kept. The program takes
+// those that share their last byte with others for strangers at first sight
+// only when none is left.
+func removeVIPs(f familyTables, keep map[netip.Addr]bool) error {
+	all, err := f.vips()
+	if err != nil {
+		return err
+	}
+	filter := make(map[byte]bool)
+	for addr := range keep {
+		filter[lastByte(addr)] = true
+	}
+	for addr, row := range all {
+		if keep[addr] {
+			continue
+		}
+		if err := errors.Join(f.setLease(row.Index, 0), f.deleteVIP(addr)); err != nil {
+			return err
+		}
+		if last := lastByte(addr); !filter[last] {
+			if err := f.setFilter(last, false); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func lastByte(addr netip.Addr) byte {
+	b := addr.AsSlice()
+	return b[len(b)-1]
 }
 
 // SetVIPState records the virtual router's state, "init", "backup" or
@@ -61,49 +119,59 @@ func (b *Balancer) SetVIPState(addr netip.Addr, state string, priority uint8) er
 		}
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		return b.changeVIP(addr, false, func(row *balancerVip) {
-			if row.State != uint8(number) {
-				row.Since = monotonic()
-			}
-			row.State, row.Priority = uint8(number), priority
-		})
+		f, row, err := b.vip(addr)
+		if err != nil {
+			return err
+		}
+		if row.State != uint8(number) {
+			row.SinceNs = monotonic()
+		}
+		row.State, row.Priority = uint8(number), priority
+		return f.putVIP(addr, row)
 	}
 	return fmt.Errorf("unknown state %q of a virtual router", state)
 }
 
-// RenewLease lets the program answer for the address for d from now.
+// RenewLease lets the program answer for the address for d from now, in whole
+// jiffies, at most one less.
 func (b *Balancer) RenewLease(addr netip.Addr, d time.Duration) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.changeVIP(addr, false, func(row *balancerVip) {
-		row.LeaseUntil = monotonic() + uint64(d)
-	})
+	f, row, err := b.vip(addr)
+	if err != nil {
+		return err
+	}
+	clock, err := b.tables.clock()
+	if err != nil {
+		return err
+	}
+	return f.setLease(row.Index, clock.after(d))
 }
 
 // RevokeLease silences the program about the address at once.
 func (b *Balancer) RevokeLease(addr netip.Addr) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.changeVIP(addr, false, func(row *balancerVip) {
-		row.LeaseUntil = 0
-	})
+	f, row, err := b.vip(addr)
+	if err != nil {
+		return err
+	}
+	return f.setLease(row.Index, 0)
 }
 
-// changeVIP rewrites a row as a whole; readers see the old one or the new one.
-// The caller holds mu.
-func (b *Balancer) changeVIP(addr netip.Addr, create bool, change func(*balancerVip)) error {
-	key := be32(addr)
-	var row balancerVip
-	err := b.objs.Vips.Lookup(key, &row)
-	if errors.Is(err, ebpf.ErrKeyNotExist) && create {
-		row.Since, err = monotonic(), nil
-	}
+// vip looks an address up. The caller holds mu.
+func (b *Balancer) vip(addr netip.Addr) (familyTables, vipRow, error) {
+	f, err := b.tables.of(addr)
 	if err != nil {
-		return fmt.Errorf("looking up virtual address %s: %w", addr, err)
+		return nil, vipRow{}, err
 	}
-	change(&row)
-	if err := b.objs.Vips.Put(key, row); err != nil {
-		return fmt.Errorf("storing virtual address %s: %w", addr, err)
+	all, err := f.vips()
+	if err != nil {
+		return nil, vipRow{}, err
 	}
-	return nil
+	row, ok := all[addr]
+	if !ok {
+		return nil, vipRow{}, fmt.Errorf("%w: %s", ErrUnknownVIP, addr)
+	}
+	return f, row, nil
 }

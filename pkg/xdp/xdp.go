@@ -19,7 +19,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 	"github.com/vishvananda/netlink"
@@ -37,18 +36,21 @@ type Timeouts struct {
 	SYN         time.Duration // handshake not complete
 	Established time.Duration // no FIN seen
 	FIN         time.Duration // one side has closed
-	TimeWait    time.Duration // both have closed: the SNAT port rests
+	TimeWait    time.Duration // both have, the backend first: it holds the port
+	Closed      time.Duration // both have, the client first: the backend is free
 	Reset       time.Duration // reset by either side
 }
 
 // DefaultTimeouts are for poolers, whose clients idle for hours: Linux' own
 // keepalive comes after 2 h 11 min, so anything below that breaks sessions.
-// TimeWait is Linux' TCP_TIMEWAIT_LEN.
+// TimeWait is Linux' TCP_TIMEWAIT_LEN. Who closes second forgets at the last
+// acknowledgement; Closed is long enough for that to be lost and sent again.
 var DefaultTimeouts = Timeouts{
 	SYN:         10 * time.Second,
 	Established: 24 * time.Hour,
 	FIN:         120 * time.Second,
 	TimeWait:    60 * time.Second,
+	Closed:      3 * time.Second,
 	Reset:       10 * time.Second,
 }
 
@@ -65,8 +67,16 @@ type Config struct {
 	// PinPath is a directory on a BPF file system, made if it is missing.
 	PinPath string
 	// FlowTableSize is the number of flow table entries, two per flow; 524288
-	// is the default and takes about 65 MB.
+	// is the default. Table memory is in Stats.
 	FlowTableSize uint32
+	// HalfOpenFlows is how many flows may be half-open, a power of two; the
+	// oldest gives way. 32768 is the default.
+	HalfOpenFlows uint32
+	// SYNRatePerSource and SYNRateTotal bound the flows that are opened, per
+	// second, by one source and by all that are not known; 0 is no limit.
+	SYNRatePerSource, SYNRateTotal uint32
+	// IPv6 has the program for IPv6 loaded, with tables of the same size.
+	IPv6 bool
 	// SNATLow and SNATHigh bound the ports used towards backends, inclusive;
 	// 10240 and 65535 are the default.
 	SNATLow, SNATHigh uint16
@@ -88,6 +98,9 @@ func (c *Config) setDefaults() error {
 	if c.SNATLow == 0 && c.SNATHigh == 0 {
 		c.SNATLow, c.SNATHigh = 10240, 65535
 	}
+	if c.HalfOpenFlows == 0 {
+		c.HalfOpenFlows = 32768
+	}
 	if c.Timeouts == (Timeouts{}) {
 		c.Timeouts = DefaultTimeouts
 	}
@@ -104,6 +117,8 @@ func (c *Config) setDefaults() error {
 		return fmt.Errorf("unknown way to send %q", c.TX)
 	case c.SNATLow == 0 || c.SNATLow > c.SNATHigh:
 		return fmt.Errorf("SNAT ports %d-%d are not a range", c.SNATLow, c.SNATHigh)
+	case c.HalfOpenFlows&(c.HalfOpenFlows-1) != 0:
+		return fmt.Errorf("%d half-open flows are no power of two", c.HalfOpenFlows)
 	case c.PinPath == "":
 		return errors.New("no pin path")
 	}
@@ -114,7 +129,8 @@ func (c *Config) setDefaults() error {
 type Balancer struct {
 	cfg    Config
 	log    *slog.Logger
-	objs   balancerObjects
+	progs  programs
+	progs6 programs6
 	tables tables
 	link   link.Link
 	iface  netlink.Link
@@ -127,21 +143,25 @@ type Balancer struct {
 	placed     []placedBackend
 	neighbours map[netip.Addr]macAddr
 
-	audit   atomic.Pointer[auditResult]
-	scratch flowBatch // the sweeper's
-	drift   map[uint16]int64
+	audit atomic.Pointer[auditResult]
+	drift map[uint32]int64
 }
 
 // placedBackend is a backend with its place in the tables.
 type placedBackend struct {
 	service string
+	vip     netip.AddrPort // of the service
 	name    string
 	addr    netip.AddrPort
 	id      uint32 // of the service
 	slot    uint32
+
+	weight    uint16
+	slowUntil time.Time     // its share grows until then
+	slowStart time.Duration // and has done so for that long by then
 }
 
-func (p placedBackend) index() uint32 { return p.id*lb.MaxBackends + p.slot }
+func (p placedBackend) index() uint32 { return index(p.id, p.slot) }
 
 // Open loads the program, adopting pinned maps and a pinned link of an earlier
 // life, and attaches it. It fails, having changed nothing on the interface,
@@ -173,8 +193,8 @@ func Open(cfg Config) (*Balancer, error) {
 		iface:      iface,
 		ns:         netns.None(),
 		neighbours: make(map[netip.Addr]macAddr),
-		drift:      make(map[uint16]int64),
-		resets:     resetter{fd: -1},
+		drift:      make(map[uint32]int64),
+		resets:     resetter{raw: rawSockets{-1, -1}},
 	}
 	if err := b.open(); err != nil {
 		return nil, errors.Join(err, b.Close())
@@ -196,61 +216,10 @@ func (b *Balancer) open() error {
 	if err := b.load(); err != nil {
 		return err
 	}
-	b.tables = tables{
-		backends:  b.objs.Backends,
-		flows:     b.objs.Flows,
-		loads:     b.objs.Loads,
-		schedules: b.objs.Schedules,
-		services:  b.objs.Services,
-		traffics:  b.objs.Traffics,
-		verdicts:  b.objs.Verdicts,
-		vips:      b.objs.Vips,
-	}
 	if b.placed, err = b.tables.placements(); err != nil {
 		return err
 	}
 	return b.attach()
-}
-
-func (b *Balancer) load() error {
-	spec, err := loadBalancer()
-	if err != nil {
-		return err
-	}
-	mac := [6]uint8(b.iface.Attrs().HardwareAddr)
-	for _, v := range []struct {
-		spec  *ebpf.VariableSpec
-		value any
-	}{
-		{spec.Variables[balancerVarOwnMac], mac},
-		{spec.Variables[balancerVarSnatLow], uint32(b.cfg.SNATLow)},
-		{spec.Variables[balancerVarSnatCount], uint32(b.cfg.SNATHigh) - uint32(b.cfg.SNATLow) + 1},
-		{spec.Variables[balancerVarTxRedirect], b.cfg.TX == "redirect"},
-	} {
-		if err := v.spec.Set(v.value); err != nil {
-			return fmt.Errorf("setting %s: %w", v.spec.Name, err)
-		}
-	}
-	spec.Maps[balancerMapFlows].MaxEntries = b.cfg.FlowTableSize
-	for name, m := range spec.Maps {
-		if name[0] != '.' { // not the sections of variables
-			m.Pinning = ebpf.PinByName
-		}
-	}
-	err = spec.LoadAndAssign(&b.objs, &ebpf.CollectionOptions{
-		Maps: ebpf.MapOptions{PinPath: b.cfg.PinPath},
-	})
-	if errors.Is(err, ebpf.ErrMapIncompatible) {
-		return fmt.Errorf("the pinned tables in %s have another layout or size; detach first, which ends their flows: %w", b.cfg.PinPath, err)
-	}
-	var verifier *ebpf.VerifierError
-	if errors.As(err, &verifier) {
-		b.log.Debug("verifier log", "log", fmt.Sprintf("%+v", verifier))
-	}
-	if err != nil {
-		return fmt.Errorf("loading the XDP program: %w", err)
-	}
-	return nil
 }
 
 // Mode returns how the program is attached: "native" or "generic".
@@ -263,6 +232,7 @@ func (b *Balancer) Run(ctx context.Context) error {
 	g.Go(func() error { return b.watchNeighbours(ctx) })
 	g.Go(func() error { return b.sweepLoop(ctx) })
 	g.Go(func() error { return b.resetLoop(ctx) })
+	g.Go(func() error { return b.slowStartLoop(ctx) })
 	return g.Wait()
 }
 
@@ -275,15 +245,11 @@ func (b *Balancer) Close() error {
 	if b.ns.IsOpen() {
 		errs = append(errs, b.ns.Close())
 	}
-	if b.resets.fd >= 0 {
-		errs = append(errs, unix.Close(b.resets.fd))
-	}
+	errs = append(errs, b.resets.raw.Close())
 	if b.link != nil {
 		errs = append(errs, b.link.Close())
 	}
-	if b.objs.balancerMaps.Flows != nil {
-		errs = append(errs, b.objs.Close())
-	}
+	errs = append(errs, b.progs.Close(), b.progs6.Close(), b.tables.Close())
 	return errors.Join(errs...)
 }
 

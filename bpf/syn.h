@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * syn.h: half-open flows, and SYNs that are written anew.
+ *
+ *   take_ticket()   a place in the ring of half-open flows
+ *   remember_syn()  keep what a backend has to be sent
+ *   write_syn()     turn a packet, whatever it was, into that
+ *
+ * The client's address goes to the backend in a TCP option of the experimental
+ * kind (RFC 6994), which backends that do not know it skip. It comes before the
+ * client's own, because nothing is read after an end-of-list option. For IPv6
+ * the address alone fits beside what Linux sends; the port is in the low 16
+ * bits of the flow label of the SYN.
+ */
+#ifndef PGSTEER_SYN_H
+#define PGSTEER_SYN_H
+
+#define OPTION_EXPERIMENT 254 /* RFC 4727 */
+#define OPTION_NOP 1
+#define EXPERIMENT_ID 0x5053 /* "PS"; not registered */
+
+#ifdef PGSTEER_IPV6
+#define CLIENT_OPTION_WORDS 5
+#define CLIENT_OPTION_LEN 20
+#else
+#define CLIENT_OPTION_WORDS 3
+#define CLIENT_OPTION_LEN 10 /* and two bytes of padding */
+#endif
+
+/* The flow that had the place goes, if it is still half-open. */
+static __noinline void evict(const struct handshake *old)
+{
+	struct flow_key key = old->key;
+	struct flow *forward = bpf_map_lookup_elem(&flows, &key);
+	struct load *load;
+
+	if (!forward || forward->ticket != old->ticket ||
+	    (forward->flags & (FLOW_FORWARD | FLOW_ESTABLISHED |
+			       FLOW_FIN_CLIENT | FLOW_CLOSED)) != FLOW_FORWARD)
+		return;
+	if (!flow_take(forward))
+		return;
+	load = load_of(forward->backend);
+	if (load)
+		__sync_fetch_and_add(
+			&load->evicted[forward->backend % MAX_BACKENDS], 1);
+	flow_remove(forward, &key);
+}
+
+static __always_inline struct handshake *handshake_at(__u32 ticket)
+{
+	__u32 place = ticket & half_open_mask;
+
+	return bpf_map_lookup_elem(&handshakes, &place);
+}
+
+/* The handshake of a half-open flow; NULL when it has lost its place. */
+static __always_inline struct handshake *handshake_of(const struct flow *forward)
+{
+	struct handshake *syn = handshake_at(forward->ticket);
+
+	return syn && syn->ticket == forward->ticket ? syn : NULL;
+}
+
+static __noinline struct handshake *take_ticket(void)
+{
+	__u32 zero = 0;
+	__u32 *last = bpf_map_lookup_elem(&tickets, &zero);
+	struct handshake *syn;
+	__u32 ticket;
+
+	if (!last)
+		return NULL;
+	ticket = __sync_fetch_and_add(last, 1) + 1;
+	syn = handshake_at(ticket);
+	if (!syn)
+		return NULL;
+	evict(syn);
+	syn->ticket = ticket;
+	return syn;
+}
+
+/*
+ * Keep the SYN of a flow, with the client's address if the service wants that
+ * and there is room for it.
+ */
+static __noinline void remember_syn(const struct packet *p, void *end,
+				    struct handshake *syn, bool tell_client)
+{
+	__u32 theirs = p->tcp->doff - 5;
+	__u32 *from = (void *)(p->tcp + 1);
+	__u32 *to = (void *)syn->options;
+	__u32 at = 0;
+
+	syn->key = p->key;
+	syn->opened_ns = bpf_ktime_get_ns();
+	syn->seq = p->tcp->seq;
+	syn->window = p->tcp->window;
+	syn->tos = ip_tos(p->ip);
+	syn->tcp_flags = tcp_flags(p->tcp);
+	syn->flow_label = 0;
+	/* Data in a SYN could not be kept: such a SYN goes as it is. */
+	if (theirs > MAX_TCP_OPTIONS / 4 - CLIENT_OPTION_WORDS ||
+	    payload_len(p))
+		tell_client = false;
+#ifdef PGSTEER_IPV6
+	syn->flow_label = *(__be32 *)p->ip & bpf_htonl(0xfffff);
+#endif
+	if (tell_client) {
+		to[0] = bpf_htonl(OPTION_EXPERIMENT << 24 |
+				  CLIENT_OPTION_LEN << 16 | EXPERIMENT_ID);
+		for (int i = 0; i < ADDR_WORDS; i++)
+			to[1 + i] = p->key.saddr.word[i];
+#ifdef PGSTEER_IPV6
+		syn->flow_label = bpf_htonl(bpf_ntohs(p->key.sport));
+#else
+		to[2] = bpf_htonl((__u32)bpf_ntohs(p->key.sport) << 16 |
+				  OPTION_NOP << 8 | OPTION_NOP);
+#endif
+		at = CLIENT_OPTION_WORDS;
+	}
+	for (__u32 i = 0; i < MAX_TCP_OPTIONS / 4; i++, from++) {
+		if (i >= theirs || (void *)(from + 1) > end ||
+		    at >= MAX_TCP_OPTIONS / 4)
+			break;
+		to[at] = *from;
+		at++;
+	}
+	syn->options_len = at * 4;
+	for (__u32 i = 0; i < MAX_TCP_OPTIONS / 4; i++)
+		if (i >= at)
+			to[i] = 0;
+	syn->tells_client = tell_client;
+}
+
+/*
+ * Give the frame another length at its front, where every driver leaves room
+ * for 256 bytes; a frame from a local stack has none at its end. The header
+ * goes with it.
+ */
+static __always_inline bool resize_front(struct xdp_md *ctx,
+					 const struct l2 *l2, __u32 len)
+{
+	struct ethhdr *eth;
+	void *end;
+
+	if (bpf_xdp_adjust_head(ctx, frame_len(ctx) - (long)len))
+		return false;
+	eth = (void *)(long)ctx->data;
+	end = (void *)(long)ctx->data_end;
+	if ((void *)(eth + 1) + MAX_TAGS * 4 > end)
+		return false;
+	*(__be16 *)((void *)eth + 12) = bpf_htons(ETH_P_FAMILY);
+	if (l2->len >= sizeof(*eth) + 4) {
+		*(__be32 *)((void *)eth + 12) = l2->tags[0];
+		*(__be16 *)((void *)eth + 16) = bpf_htons(ETH_P_FAMILY);
+	}
+	if (l2->len >= sizeof(*eth) + 8) {
+		*(__be32 *)((void *)eth + 16) = l2->tags[1];
+		*(__be16 *)((void *)eth + 20) = bpf_htons(ETH_P_FAMILY);
+	}
+	return true;
+}
+
+/* False when it could not be done: the packet is lost then. */
+static __noinline bool write_syn(struct xdp_md *ctx, const struct l2 *l2,
+				 const struct flow *half,
+				 const struct handshake *syn)
+{
+	const struct flow_key *key = &half->rewritten;
+	__u32 options_len = syn->options_len;
+	__u32 len = sizeof(struct tcphdr) + options_len;
+	__u32 index = half->backend;
+	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
+	const __u32 *from = (void *)syn->options;
+	struct headers h;
+	__u32 *to;
+	__u32 sum;
+	void *end;
+
+	if (!backend || !resize_front(ctx, l2, l2->len + sizeof(*h.ip) + len) ||
+	    !find_headers(ctx, l2->len, &h))
+		return false;
+	end = (void *)(long)ctx->data_end;
+	mac_write_own(h.eth->h_source);
+	mac_copy(h.eth->h_dest, backend->mac);
+	ip_write(h.ip, &key->saddr, &key->daddr, len, syn->tos,
+		 syn->flow_label);
+	tcp_write(h.tcp, key, syn->seq, 0, syn->tcp_flags, syn->window,
+		  options_len);
+	sum = pseudo_sum(&key->saddr, &key->daddr, len);
+	sum = bpf_csum_diff(0, 0, (__be32 *)h.tcp, sizeof(*h.tcp), sum);
+	/* What the options leave of the 40 bytes is zero and adds nothing. */
+	sum = bpf_csum_diff(0, 0, (__be32 *)from, MAX_TCP_OPTIONS, sum);
+	h.tcp->check = csum_fold(sum);
+	to = (void *)(h.tcp + 1);
+	for (int i = 0; i < MAX_TCP_OPTIONS / 4; i++, to++) {
+		if (i >= options_len / 4 || (void *)(to + 1) > end)
+			break;
+		*to = from[i];
+	}
+	return true;
+}
+
+#endif
