@@ -30,7 +30,8 @@ type familyTables interface {
 	putBackend(index uint32, row backendHead) error
 
 	eachHalf(fn func(*half) bool) error
-	sweep(judge func(flags balancerFlowFlag, backend uint16, seen uint32) (over bool, notAfter uint32)) (reaped int, err error)
+	sweep(judge, func(*half)) (reaped int, err error)
+	forward(from, to netip.AddrPort) (half, bool)
 	reverse(*half) (half, bool)
 	reap([]half) (int, error)
 	capacity() int
@@ -76,6 +77,19 @@ type half struct {
 }
 
 func (h *half) has(flags balancerFlowFlag) bool { return h.flags&flags == flags }
+
+// fate is what becomes of a flow.
+type fate int
+
+const (
+	keep fate = iota
+	over      // it is removed, unless something was seen of it meanwhile
+	idle      // its ends have to be asked
+)
+
+// judge decides by what the flow table says; notAfter is the time that over
+// means.
+type judge func(flags balancerFlowFlag, backend uint16, seen uint32) (f fate, notAfter uint32)
 
 // family implements familyTables. The daemon has all of it, a Reader no program.
 type family[A address] struct {
@@ -302,14 +316,18 @@ func (f *family[A]) eachHalf(fn func(*half) bool) error {
 	})
 }
 
-// sweep shows every entry to judge and removes the flows, forward halves, that
-// are over: of which nothing was seen after a time. It is eachHalf without
-// turning a million entries into addresses.
-func (f *family[A]) sweep(judge func(balancerFlowFlag, uint16, uint32) (bool, uint32)) (int, error) {
+// sweep shows every entry to the judge, removes the flows that are over and
+// hands on those that are idle. It is eachHalf without turning a million
+// entries into addresses.
+func (f *family[A]) sweep(decide judge, ask func(*half)) (int, error) {
 	var requests []reapRequest[A]
 	err := f.batch.each(f.flows, func(key *flowKey[A], row *flowRow[A]) bool {
-		if over, notAfter := judge(balancerFlowFlag(row.Flags), row.Backend, row.Seen); over {
+		switch fate, notAfter := decide(balancerFlowFlag(row.Flags), row.Backend, row.Seen); fate {
+		case over:
 			requests = append(requests, reapRequest[A]{Key: *key, Seen: notAfter})
+		case idle:
+			h := f.halfOf(key, row)
+			ask(&h)
 		}
 		return true
 	})
@@ -317,6 +335,16 @@ func (f *family[A]) sweep(judge func(balancerFlowFlag, uint16, uint32) (bool, ui
 		return 0, err
 	}
 	return f.run(requests)
+}
+
+// forward finds a client's flow to a service.
+func (f *family[A]) forward(from, to netip.AddrPort) (half, bool) {
+	key := f.keyOf(from, to)
+	var row flowRow[A]
+	if f.flows.Lookup(key, &row) != nil || !row.has(balancerFlowFlagFLOW_FORWARD) {
+		return half{}, false
+	}
+	return f.halfOf(&key, &row), true
 }
 
 // reverse finds a forward half's other half, unless the flow is gone.

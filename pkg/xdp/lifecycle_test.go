@@ -84,7 +84,7 @@ func TestSweepRemovesWhatIsOver(t *testing.T) {
 		{"reset", &f.cfg.Timeouts.Reset, 6, 3},
 		{"half-open", &f.cfg.Timeouts.SYN, 4, 2},
 		{"one FIN", &f.cfg.Timeouts.FIN, 2, 1},
-		{"established", &f.cfg.Timeouts.Established, 0, 0},
+		{"established, which is asked first", &f.cfg.Timeouts.Established, 2, 1},
 	} {
 		*step.timeout = -time.Hour // however coarse the program's clock is
 		f.must(f.sweep())

@@ -1,8 +1,11 @@
 package xdp
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -88,10 +91,10 @@ func (r *Reader) Stats() (lb.DatapathStats, error) {
 func (r *Reader) count() (lb.Audit, map[uint32]int64, error) {
 	count := newCount()
 	for _, f := range r.tables.families() {
-		_, err := f.sweep(func(flags balancerFlowFlag, backend uint16, _ uint32) (bool, uint32) {
+		_, err := f.sweep(func(flags balancerFlowFlag, backend uint16, _ uint32) (fate, uint32) {
 			count.see(flags, uint32(backend))
-			return false, 0
-		})
+			return keep, 0
+		}, nil)
 		if err != nil {
 			return lb.Audit{}, nil, err
 		}
@@ -99,6 +102,32 @@ func (r *Reader) count() (lb.Audit, map[uint32]int64, error) {
 	}
 	count.Memory = r.tables.memory()
 	return count.audit(), count.live, nil
+}
+
+// Audit counts the flow table and puts the program's own counts beside it.
+func (r *Reader) Audit() (lb.AuditReport, error) {
+	placed, err := r.tables.placements()
+	if err != nil {
+		return lb.AuditReport{}, err
+	}
+	slices.SortFunc(placed, func(a, b placedBackend) int {
+		return cmp.Or(strings.Compare(a.service, b.service), cmp.Compare(a.slot, b.slot))
+	})
+	audit, live, err := r.count()
+	if err != nil {
+		return lb.AuditReport{}, err
+	}
+	active, err := r.tables.activeCounts(placed)
+	if err != nil {
+		return lb.AuditReport{}, err
+	}
+	report := lb.AuditReport{Orphans: audit.Orphans, Flows: audit.Flows, Capacity: audit.Capacity, Memory: audit.Memory}
+	for _, p := range placed {
+		report.Backends = append(report.Backends, lb.BackendAudit{
+			Service: p.service, Name: p.name, Active: active[p.index()], Counted: live[p.index()],
+		})
+	}
+	return report, nil
 }
 
 // Flows calls fn for every flow, in no order, until it returns false.

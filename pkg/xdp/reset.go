@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,12 +26,11 @@ type resetter struct {
 	wake    chan struct{} // token
 	raw     rawSockets
 
-	lastError error // of sending; the goroutine's own
+	lastError atomic.Pointer[error] // of sending, until it was logged
 }
 
-func newResetter() (resetter, error) {
-	raw, err := openRawSockets()
-	return resetter{wake: make(chan struct{}, 1), raw: raw}, err
+func newResetter() *resetter {
+	return &resetter{wake: make(chan struct{}, 1), raw: rawSockets{-1, -1}}
 }
 
 // ResetFlows implements lb.Datapath. It is a wish: nothing happens while
@@ -71,10 +71,9 @@ func (b *Balancer) resetLoop(ctx context.Context) error {
 			if n > 0 {
 				b.log.Info("reset the connections of a backend", "service", p.service, "backend", p.name, "flows", n)
 			}
-			if err := b.resets.lastError; err != nil {
-				b.resets.lastError = nil
+			if err := b.resets.lastError.Swap(nil); err != nil {
 				b.log.Warn("not every reset could be sent; who got none is told when it speaks next",
-					"service", p.service, "backend", p.name, "error", err)
+					"service", p.service, "backend", p.name, "error", *err)
 			}
 		}
 	}
@@ -154,11 +153,16 @@ func (b *Balancer) resetAll(f familyTables, flows []half) (int, error) {
 }
 
 // sendReset sends what the receiver, which expects seq next, takes for the end
-// (RFC 5961, 3.2). It may be lost here as on the wire, and that is no reason to
-// stop: the last failure is kept for the log.
+// (RFC 5961, 3.2).
 func (b *Balancer) sendReset(from, to netip.AddrPort, seq uint32) {
-	if err := b.resets.raw.send(from, to, seq, 0, tcpRST); err != nil {
-		b.resets.lastError = fmt.Errorf("sending a reset to %s: %w", to, err)
+	b.resets.note(b.resets.raw.send(from, to, seq, 0, tcpRST))
+}
+
+// note keeps the last failure to send. A segment may be lost here as on the
+// wire, and that is no reason to stop.
+func (r *resetter) note(err error) {
+	if err != nil {
+		r.lastError.Store(&err)
 	}
 }
 
@@ -200,8 +204,14 @@ func (r *rawSockets) Close() error {
 // send sends a segment without data.
 func (r *rawSockets) send(from, to netip.AddrPort, seq, ack uint32, flags uint8) error {
 	packet := bareSegment(from, to, seq, ack, flags)
+	var err error
 	if to.Addr().Is4() {
-		return unix.Sendto(r.four, packet, 0, &unix.SockaddrInet4{Addr: to.Addr().As4()})
+		err = unix.Sendto(r.four, packet, 0, &unix.SockaddrInet4{Addr: to.Addr().As4()})
+	} else {
+		err = unix.Sendto(r.six, packet, 0, &unix.SockaddrInet6{Addr: to.Addr().As16()})
 	}
-	return unix.Sendto(r.six, packet, 0, &unix.SockaddrInet6{Addr: to.Addr().As16()})
+	if err != nil {
+		return fmt.Errorf("sending a segment to %s: %w", to, err)
+	}
+	return nil
 }

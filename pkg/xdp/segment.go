@@ -13,6 +13,10 @@ const (
 	tcpACK = 1 << 4
 )
 
+// probeWindow is nothing that anybody goes by, since a probe is out of sequence;
+// but none that says stop.
+const probeWindow = 512
+
 // tcpHeaderLen is that of a header without options, in bytes.
 const tcpHeaderLen = 20
 
@@ -30,6 +34,9 @@ func bareSegment(from, to netip.AddrPort, seq, ack uint32, flags uint8) []byte {
 	binary.BigEndian.PutUint32(tcp[4:], seq)
 	binary.BigEndian.PutUint32(tcp[8:], ack)
 	tcp[12], tcp[13] = tcpHeaderLen/4<<4, flags
+	if flags&tcpRST == 0 {
+		binary.BigEndian.PutUint16(tcp[14:], probeWindow)
+	}
 	binary.BigEndian.PutUint16(tcp[16:], tcpChecksum(from.Addr(), to.Addr(), tcp))
 	return append(packet, tcp...)
 }

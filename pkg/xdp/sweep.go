@@ -56,7 +56,8 @@ type auditResult struct {
 	at uint64
 }
 
-// sweep removes the flows whose time is up and recounts the others.
+// sweep removes the flows whose time is up, asks after those that are idle,
+// and recounts the others.
 func (b *Balancer) sweep() error {
 	clock, err := b.tables.clock()
 	if err != nil {
@@ -64,20 +65,30 @@ func (b *Balancer) sweep() error {
 	}
 	count := newCount()
 	for _, f := range b.tables.families() {
-		_, err := f.sweep(func(flags balancerFlowFlag, backend uint16, seen uint32) (bool, uint32) {
+		_, err := f.sweep(func(flags balancerFlowFlag, backend uint16, seen uint32) (fate, uint32) {
 			if !count.see(flags, uint32(backend)) {
-				return false, 0
+				return keep, 0
 			}
 			limit := b.cfg.Timeouts.lifetime(flags)
-			return clock.age(seen) > limit, clock.before(limit)
-		})
+			switch {
+			case clock.age(seen) <= limit:
+				return keep, 0
+			case isIdle(flags):
+				return idle, 0
+			}
+			return over, clock.before(limit)
+		}, b.probes.note)
 		if err != nil {
 			return err
 		}
 		count.Capacity += f.capacity()
 	}
+	if err := b.probe(clock); err != nil {
+		return err
+	}
 	result := auditResult{Audit: count.audit(), at: monotonic()}
 	result.Memory = b.tables.memory()
+	result.Probed, result.Dead = b.probes.probed, b.probes.dead
 	if result.Drift, err = b.recount(count.live); err != nil {
 		return err
 	}

@@ -81,8 +81,13 @@ type Config struct {
 	// 10240 and 65535 are the default.
 	SNATLow, SNATHigh uint16
 	Timeouts          Timeouts
-	SweepInterval     time.Duration // between two passes over the flow table; 1 s
-	Log               *slog.Logger
+	// ProbeInterval and ProbeCount say how often the ends of an established
+	// flow that was idle for its time are asked whether they are alive, before
+	// it is given up; 10 s and 5 are the default.
+	ProbeInterval time.Duration
+	ProbeCount    int
+	SweepInterval time.Duration // between two passes over the flow table; 1 s
+	Log           *slog.Logger
 }
 
 func (c *Config) setDefaults() error {
@@ -103,6 +108,12 @@ func (c *Config) setDefaults() error {
 	}
 	if c.Timeouts == (Timeouts{}) {
 		c.Timeouts = DefaultTimeouts
+	}
+	if c.ProbeInterval == 0 {
+		c.ProbeInterval = 10 * time.Second
+	}
+	if c.ProbeCount == 0 {
+		c.ProbeCount = 5
 	}
 	if c.SweepInterval == 0 {
 		c.SweepInterval = time.Second
@@ -139,12 +150,13 @@ type Balancer struct {
 	nl     *netlink.Handle // bound to ns
 
 	mu         sync.Mutex // guards the maps that Go writes, and what follows
-	resets     resetter
+	resets     *resetter
 	placed     []placedBackend
 	neighbours map[netip.Addr]macAddr
 
-	audit atomic.Pointer[auditResult]
-	drift map[uint32]int64
+	audit  atomic.Pointer[auditResult]
+	probes prober // the sweeper's
+	drift  map[uint32]int64
 }
 
 // placedBackend is a backend with its place in the tables.
@@ -194,7 +206,7 @@ func Open(cfg Config) (*Balancer, error) {
 		ns:         netns.None(),
 		neighbours: make(map[netip.Addr]macAddr),
 		drift:      make(map[uint32]int64),
-		resets:     resetter{raw: rawSockets{-1, -1}},
+		resets:     newResetter(),
 	}
 	if err := b.open(); err != nil {
 		return nil, errors.Join(err, b.Close())
@@ -210,7 +222,7 @@ func (b *Balancer) open() error {
 	if b.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return fmt.Errorf("opening a netlink socket: %w", err)
 	}
-	if b.resets, err = newResetter(); err != nil {
+	if b.resets.raw, err = openRawSockets(); err != nil {
 		return err
 	}
 	if err := b.load(); err != nil {
