@@ -4,13 +4,16 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 )
 
 type fakeDatapath struct {
+	mu       sync.Mutex // for tests in which Run is going
 	services []Service
 	states   map[string]State
+	told     map[string]Backend
 	resets   []string
 	err      error
 }
@@ -23,16 +26,27 @@ func (f *fakeDatapath) SetServices(s []Service) error {
 }
 
 func (f *fakeDatapath) SetBackend(service string, b Backend) error {
-	backend, s := b.Name, b.State
 	if f.err == nil {
-		f.states[service+"/"+backend] = s
+		f.states[service+"/"+b.Name] = b.State
+		f.told[service+"/"+b.Name] = b
 	}
 	return f.err
 }
 
 func (f *fakeDatapath) ResetFlows(service, backend string) error {
-	f.resets = append(f.resets, service+"/"+backend)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil {
+		f.resets = append(f.resets, service+"/"+backend)
+	}
 	return f.err
+}
+
+// fail makes every call fail with err, or none with nil.
+func (f *fakeDatapath) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
 }
 
 func service(addrs ...string) Service {
@@ -45,7 +59,7 @@ func service(addrs ...string) Service {
 
 func newController(t *testing.T) (*Controller, *fakeDatapath, *time.Time) {
 	t.Helper()
-	dp := &fakeDatapath{states: make(map[string]State)}
+	dp := &fakeDatapath{states: make(map[string]State), told: make(map[string]Backend)}
 	c := NewController(dp, slog.New(slog.DiscardHandler))
 	now := time.Unix(1000, 0)
 	c.now = func() time.Time { return now }

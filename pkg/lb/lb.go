@@ -9,6 +9,8 @@ package lb
 import (
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -22,6 +24,11 @@ const (
 	MaxBackends = 64
 	// MaxNATAddrs is the number of further source addresses of one service.
 	MaxNATAddrs = 7
+	// MaxVIPs is the number of virtual addresses of one family.
+	MaxVIPs = 256
+	// MaxAllowed is the number of client networks of one family, over all
+	// services.
+	MaxAllowed = 16384
 	// MaxNameLen is the longest service or backend name, in bytes: names are
 	// kept in the pinned maps so that tools can read them without the daemon.
 	MaxNameLen = 31
@@ -51,6 +58,17 @@ func (s State) String() string {
 
 // MarshalText implements encoding.TextMarshaler.
 func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler. The error names the word
+// that is no state.
+func (s *State) UnmarshalText(text []byte) error {
+	i := slices.Index(stateNames[:], string(text))
+	if i < 0 {
+		return fmt.Errorf("%q is not one of %s", text, strings.Join(stateNames[:], ", "))
+	}
+	*s = State(i)
+	return nil
+}
 
 // Scheduler selects a backend for a new flow.
 type Scheduler uint8
@@ -115,7 +133,11 @@ type Service struct {
 	// both sides: clients connect anew at once instead of waiting for a frozen
 	// server until their own time-outs.
 	ResetOnDown bool
-	Backends    []Backend
+	// DrainTimeout is how long the flows of a backend that is told to drain are
+	// left to end by themselves, if whoever tells it does not say; 0 is for
+	// ever. The datapath has no use for it.
+	DrainTimeout time.Duration
+	Backends     []Backend
 }
 
 // Datapath is what the controller needs of whatever forwards the packets.
@@ -226,6 +248,10 @@ type Audit struct {
 	Capacity int   `json:"capacity"`  // entries the tables can hold (two per flow)
 	Memory   int64 `json:"memory"`    // bytes that all tables take together
 	SweptAgo int64 `json:"swept_ago"` // age of this recount, nanoseconds
+	// Probed counts the idle flows whose ends were asked whether they live,
+	// since the daemon started, and Dead those that were given up then.
+	Probed uint64 `json:"probed"`
+	Dead   uint64 `json:"dead"`
 }
 
 // DatapathStats is everything that the datapath can tell about itself.
