@@ -21,8 +21,11 @@ type Target struct {
 	Check            Check
 	CheckName        string        // for people: "postgres", "tcp"
 	Interval         time.Duration // from the start of one check to that of the next
-	Timeout          time.Duration // at most Interval
-	Fall, Rise       int           // at least 1
+	// FastInterval takes the place of Interval once a doubt about the target has
+	// been borne out, until fall or rise have decided. At most Interval.
+	FastInterval time.Duration
+	Timeout      time.Duration // at most Interval
+	Fall, Rise   int           // at least 1
 }
 
 // Transition is a change of a target, or the first thing known of it.
@@ -63,6 +66,7 @@ type Checker struct {
 // watch is a target with its state.
 type watch struct {
 	Target
+	nudged  chan struct{} // token
 	mu      sync.Mutex
 	machine Machine
 	status  TargetStatus // the part that results change
@@ -72,7 +76,7 @@ type watch struct {
 func New(targets []Target, log *slog.Logger) *Checker {
 	c := &Checker{log: log, transitions: make(chan Transition)}
 	for _, t := range targets {
-		c.watches = append(c.watches, &watch{Target: t, machine: Machine{Fall: t.Fall, Rise: t.Rise}})
+		c.watches = append(c.watches, &watch{Target: t, nudged: make(chan struct{}, 1), machine: Machine{Fall: t.Fall, Rise: t.Rise}})
 	}
 	return c
 }
@@ -80,6 +84,23 @@ func New(targets []Target, log *slog.Logger) *Checker {
 // Transitions yields each change, in order for each target. A target's checks
 // wait until its change has been taken.
 func (c *Checker) Transitions() <-chan Transition { return c.transitions }
+
+// Nudge has a target checked now instead of after its interval: somebody has
+// reason to doubt it. A result that bears the doubt out is followed by checks
+// after the fast interval, until fall or rise have decided; one that does not
+// ends it. A target is checked ten times a second at the most. An unknown one is
+// nobody's concern.
+func (c *Checker) Nudge(service, backend string) {
+	for _, w := range c.watches {
+		if w.Service != service || w.Backend != backend {
+			continue
+		}
+		select {
+		case w.nudged <- struct{}{}:
+		default:
+		}
+	}
+}
 
 // Run checks until ctx ends and then returns nil.
 func (c *Checker) Run(ctx context.Context) error {
@@ -99,19 +120,34 @@ func (c *Checker) Run(ctx context.Context) error {
 func (c *Checker) watch(ctx context.Context, w *watch, first time.Duration) {
 	timer := time.NewTimer(first)
 	defer timer.Stop()
+	p := pace{interval: w.Interval, due: time.Now().Add(first)}
+	doubted := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-w.nudged:
+			gap := nudgeGap
+			if w.undecided() {
+				gap = w.FastInterval // there was such a result already
+			}
+			doubted = true
+			p.hasten(time.Now(), gap)
+			timer.Reset(time.Until(p.due))
+			continue
 		case <-timer.C:
 		}
-		timer.Reset(w.Interval)
 		start := time.Now()
+		p.start(start)
 		err := w.once(ctx)
 		if ctx.Err() != nil {
 			return // it was we who broke it off
 		}
 		t, changed := w.record(err, start, time.Now())
+		if doubted = doubted && w.undecided(); doubted {
+			p.hasten(time.Now(), w.FastInterval)
+		}
+		timer.Reset(time.Until(p.due))
 		if !changed {
 			continue
 		}
@@ -151,6 +187,14 @@ func (w *watch) record(err error, start, end time.Time) (Transition, bool) {
 	return Transition{
 		Service: w.Service, Backend: w.Backend, Up: w.machine.Up(), Reason: w.status.LastResult, At: end,
 	}, changed || first
+}
+
+// undecided reports whether the last results contradict what is held of the
+// target, but are too few yet.
+func (w *watch) undecided() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.machine.Consecutive() > 0
 }
 
 // Snapshot returns the status of each target, in the order given to New.

@@ -34,7 +34,7 @@ func (s *script) check(context.Context, netip.AddrPort) error {
 func newTarget(backend string, c Check) Target {
 	return Target{
 		Service: "postgres", Backend: backend, Addr: target, Check: c, CheckName: "script",
-		Interval: 2 * time.Second, Timeout: time.Second, Fall: 3, Rise: 2,
+		Interval: 2 * time.Second, FastInterval: 500 * time.Millisecond, Timeout: time.Second, Fall: 3, Rise: 2,
 	}
 }
 
