@@ -19,6 +19,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/pgsteer/pgsteer/pkg/admin"
+	"github.com/pgsteer/pgsteer/pkg/lb"
 )
 
 // startLimit bounds the daemon's way from start to active. It needs half a
@@ -79,6 +82,7 @@ func TestBalancerRunsWithTheUnitsCapabilities(t *testing.T) {
 		log.WriteString(lines.Text() + "\n")
 		if !active && strings.Contains(lines.Text(), "to=active") {
 			active = true
+			checkOrders(t, dir)
 			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 				t.Error(err)
 			}
@@ -99,6 +103,23 @@ func TestBalancerRunsWithTheUnitsCapabilities(t *testing.T) {
 	}
 }
 
+// checkOrders drains a pooler through the admin socket, and looks at what would
+// outlive the daemon.
+func checkOrders(t *testing.T, dir string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), startLimit)
+	defer cancel()
+	c := admin.NewClient(filepath.Join(dir, "run", "admin.sock"))
+	got, err := c.ChangeBackend(ctx, "postgres", "pooler2", admin.BackendChange{State: "draining"})
+	if err != nil || got.Admin != lb.AdminDraining {
+		t.Errorf("draining a pooler: %+v, %v", got, err)
+	}
+	kept, err := admin.LoadOrders(filepath.Join(dir, "lib", "orders.json"))
+	if err != nil || len(kept) != 1 || kept[0].Backend != "pooler2" || kept[0].Admin != lb.AdminDraining {
+		t.Errorf("kept orders: %+v, %v", kept, err)
+	}
+}
+
 // notifySocket listens like systemd does for units of Type=notify.
 func notifySocket(t *testing.T, path string) *net.UnixConn {
 	t.Helper()
@@ -114,7 +135,8 @@ func notifySocket(t *testing.T, path string) *net.UnixConn {
 	return conn
 }
 
-// privateExample writes lb1.yaml with pins in a BPF file system of the test's.
+// privateExample writes lb1.yaml with pins in a BPF file system of the test's,
+// and its files below dir.
 func privateExample(t *testing.T, dir string) string {
 	t.Helper()
 	example, err := os.ReadFile(filepath.Join("examples", "lb1.yaml"))
@@ -133,13 +155,20 @@ func privateExample(t *testing.T, dir string) string {
 			t.Errorf("unmounting %s: %v", bpffs, err)
 		}
 	})
-	const pins = "/sys/fs/bpf/pgsteer"
-	if !bytes.Contains(example, []byte("pin_path: "+pins)) {
-		t.Fatalf("lb1.yaml has no pin_path: %s", pins)
+	private := string(example)
+	for key, place := range map[string][2]string{
+		"pin_path":   {"/sys/fs/bpf/pgsteer", filepath.Join(bpffs, "pgsteer")},
+		"socket":     {"/run/pgsteer/admin.sock", filepath.Join(dir, "run", "admin.sock")},
+		"state_file": {"/var/lib/pgsteer/orders.json", filepath.Join(dir, "lib", "orders.json")},
+	} {
+		before, after := key+": "+place[0], key+": "+place[1]
+		if !strings.Contains(private, before) {
+			t.Fatalf("lb1.yaml has no %s", before)
+		}
+		private = strings.Replace(private, before, after, 1)
 	}
-	private := bytes.ReplaceAll(example, []byte(pins), []byte(filepath.Join(bpffs, "pgsteer")))
 	path := filepath.Join(dir, "lb1.yaml")
-	if err := os.WriteFile(path, private, 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(private), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return path

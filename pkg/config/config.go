@@ -42,6 +42,8 @@ type Config struct {
 	VirtualRouters []VirtualRouter
 	// Stats configures the stats page and the metrics. Key: stats.
 	Stats Stats
+	// Admin configures how the running daemon is told what to do. Key: admin.
+	Admin Admin
 	// Log configures what goes to standard error. Key: log.
 	Log Log
 }
@@ -63,6 +65,12 @@ type XDP struct {
 	// FlowTableSize is the number of entries of the flow table; a flow takes
 	// two. Key: flow_table_size; 1024 to 16777216. Default: 524288.
 	FlowTableSize uint32
+	// HalfOpenFlows is the number of flows whose handshake is not complete; one
+	// more takes the place of the oldest. Key: half_open_flows; a power of two
+	// from 1024 to 1048576. Default: 32768.
+	HalfOpenFlows uint32
+	// SYNRate bounds how many flows can be begun. Key: syn_rate.
+	SYNRate SYNRate
 	// SNATLow and SNATHigh are the first and the last source port that the
 	// balancer uses towards the backends. Key: snat_ports, as LOW-HIGH; 1024 at
 	// the lowest, and holding neither a service's port nor the stats port,
@@ -75,6 +83,17 @@ type XDP struct {
 	SweepInterval time.Duration
 }
 
+// SYNRate is the number of SYNs a second that make flows; a second's worth may
+// come at once, the rest is dropped. 0 is no bound, 10000000 the most.
+type SYNRate struct {
+	// PerSource is for one client address, or one IPv6 network of 64 bits; some
+	// share a budget. Key: per_source. Default: 10000.
+	PerSource uint32
+	// Total is for all sources together from which no handshake was completed
+	// in the last ten minutes: they may be made up. Key: total. Default: 100000.
+	Total uint32
+}
+
 // Timeouts are the idle times after which a flow of the named state is
 // removed; all are greater than zero.
 type Timeouts struct {
@@ -85,13 +104,31 @@ type Timeouts struct {
 	// Established is for an open connection without traffic. Key: established.
 	// Default: 24h, since a pooled connection may idle for a working day.
 	Established time.Duration
+	// Probe says how both ends of such a connection are asked whether it lives
+	// before it is given up. Key: probe.
+	Probe Probe
 	// FIN is for a connection that one side has closed. Key: fin. Default: 120s.
 	FIN time.Duration
-	// TimeWait is for a connection that both sides have closed. Key: time_wait.
-	// Default: 60s, which is Linux's own TIME_WAIT.
+	// TimeWait is for a connection that both sides have closed, the backend
+	// first: it holds the port for that long. Key: time_wait. Default: 60s,
+	// which is Linux's own TIME_WAIT.
 	TimeWait time.Duration
+	// Closed is for a connection that both sides have closed, the client first:
+	// the backend has forgotten it, and its port is free again after the last
+	// segments have gone by. Key: closed. Default: 3s.
+	Closed time.Duration
 	// Reset is for a connection that was reset. Key: reset. Default: 10s.
 	Reset time.Duration
+}
+
+// Probe is the keep-alive of an idle connection.
+type Probe struct {
+	// Interval is the time between two probes. Key: interval; 100ms to 1h.
+	// Default: 10s.
+	Interval time.Duration
+	// Count is the number of probes without an answer after which the
+	// connection is dead. Key: count; 1 to 100. Default: 5.
+	Count int
 }
 
 // Service is one balanced address.
@@ -100,11 +137,32 @@ type Service struct {
 	// '.', '_' and '-', at most 31 bytes.
 	Name string
 	// Addr is the address and port that clients connect to; its address must
-	// be one of a virtual router's. IPv4 only. Key: address. Required.
+	// be one of a virtual router's. Key: address. Required.
 	Addr netip.AddrPort
-	// Scheduler picks the backend of a new connection. Key: scheduler.
-	// Default: leastconn, the only one.
+	// Scheduler picks the backend of a new connection: leastconn, roundrobin or
+	// random2. Key: scheduler. Default: leastconn.
 	Scheduler lb.Scheduler
+	// SlowStart is the time in which the share of a backend that comes up grows
+	// to what its weight says. Key: slow_start; up to 1h. Default: 0s.
+	SlowStart time.Duration
+	// WhenFull says what becomes of a new connection when all backends have
+	// their max_connections: "reset", the client is told at once, or "drop", it
+	// tries again after a second or more. Key: when_full. Default: reset.
+	WhenFull string
+	// Allow are the networks that clients may come from, of the service's
+	// family, up to 1024; none means everybody. Key: allow. Default: none.
+	Allow []netip.Prefix
+	// NATAddrs are further addresses, beside the service's, that connections
+	// have towards the backends: other addresses of the same virtual router, up
+	// to 7. Key: nat_addresses. Default: none.
+	NATAddrs []netip.Addr
+	// ClientAddress has the client's address written into its SYN as a TCP
+	// option that the pooler reads. Key: client_address. Default: true.
+	ClientAddress bool
+	// DrainTimeout is how long the connections of a draining backend are left
+	// alone where the operator does not say; 0 is for ever.
+	// Key: drain_timeout. Default: 0s.
+	DrainTimeout time.Duration
 	// OnMarkedDown says what becomes of the connections of a backend that is
 	// found to be down: "reset", both sides are told at once, or "keep", they
 	// are left to themselves. Key: on_marked_down. Default: reset.
@@ -124,6 +182,11 @@ type Check struct {
 	// Interval is the time between the starts of two checks of one backend.
 	// Key: interval; 10ms to 1h. Default: 2s.
 	Interval time.Duration
+	// FastInterval takes the place of Interval after a check that was made
+	// because clients were refused, and failed, until Fall or Rise decide.
+	// Key: fast_interval; 10ms to the interval. Default: 500ms, or the interval
+	// where that is shorter.
+	FastInterval time.Duration
 	// Timeout is the time in which a check must succeed. Key: timeout; 1ms at
 	// least and at most the interval. Default: 1s, or the interval where that
 	// is shorter.
@@ -145,22 +208,29 @@ type Backend struct {
 	// Name is unique within the service. Key: name. Required; letters, digits,
 	// '.', '_' and '-', at most 31 bytes.
 	Name string
-	// Addr is where it listens, unique in the file. IPv4 only. Key: address.
-	// Required.
+	// Addr is where it listens, unique in the file, of the service's family.
+	// Key: address. Required.
 	Addr netip.AddrPort
 	// Weight is its share of the connections relative to the other backends.
 	// Key: weight; 1 to 256. Default: 1.
 	Weight uint16
+	// MaxConnections is the most connections that it has at a time; 0 is no
+	// limit. Key: max_connections; up to 16777216. Default: 0.
+	MaxConnections uint32
+	// Backup backends take connections only while no other is up. At least one
+	// of a service is none. Key: backup. Default: false.
+	Backup bool
 }
 
 // VirtualRouter is one VRRP virtual router (RFC 9568), which moves its
-// addresses between the balancer nodes as one.
+// addresses between the balancer nodes as one. Its addresses, its source and
+// its peers are of one family.
 type VirtualRouter struct {
 	// Name is unique among the virtual routers. Key: name. Required; letters,
 	// digits, '.', '_' and '-', at most 31 bytes.
 	Name string
-	// VRID is the virtual router identifier, the same on all its nodes.
-	// Key: vrid; 1 to 255. Required.
+	// VRID is the virtual router identifier, the same on all its nodes; IPv4 and
+	// IPv6 have one set each. Key: vrid; 1 to 255. Required.
 	VRID uint8
 	// Priority elects the active node: the highest wins. Key: priority; 1 to
 	// 254, or 255 for the owner of the addresses. Default: 100 (RFC 9568, 5.2.4).
@@ -174,19 +244,20 @@ type VirtualRouter struct {
 	// node that works. Key: preempt. Default: false.
 	Preempt bool
 	// Addresses are the virtual addresses, 1 to 255 (the advert counts them in
-	// one byte), unique in the file; without a prefix length, /32. IPv4 only.
+	// one byte), unique in the file; without a prefix length, /32 or /128.
 	// Key: addresses. Required.
 	Addresses []netip.Prefix
-	// Source is this node's own address for adverts. Key: source. Required.
+	// Source is this node's own address for adverts; link-local where IPv6 is
+	// multicast (RFC 9568, 5.1.2.1). Key: source. Required.
 	Source netip.Addr
 	// Peers are the other nodes' addresses; adverts are sent to each of them
 	// and taken from no one else. Without peers, adverts are multicast to
-	// 224.0.0.18. Key: peers. Default: none.
+	// 224.0.0.18 or ff02::12. Key: peers. Default: none.
 	Peers []netip.Addr
-	// ChecksumPseudoHeader computes the checksum of adverts as RFC 5798 was
-	// widely read, which is keepalived's default for version 3, instead of as
-	// RFC 9568 has it. Both are accepted. Key: checksum_pseudo_header.
-	// Default: false.
+	// ChecksumPseudoHeader, for IPv4 only, computes the checksum of adverts as
+	// RFC 5798 was widely read, which is keepalived's default for version 3,
+	// instead of as RFC 9568 has it. Both are accepted.
+	// Key: checksum_pseudo_header. Default: false.
 	ChecksumPseudoHeader bool
 }
 
@@ -197,6 +268,17 @@ type Stats struct {
 	Listen string
 	// Port is the port in Listen.
 	Port uint16
+}
+
+// Admin configures the socket on which the daemon takes orders.
+type Admin struct {
+	// Socket is its path; root and the group pgsteer may use it. Key: socket;
+	// absolute, at most 107 bytes. Default: /run/pgsteer/admin.sock.
+	Socket string
+	// StateFile is where the orders are kept, so that no restart puts a backend
+	// into use again that an operator took out. Key: state_file; absolute.
+	// Default: /var/lib/pgsteer/orders.json.
+	StateFile string
 }
 
 // Log configures the log.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/pgsteer/pgsteer/pkg/lb"
 )
 
 var update = flag.Bool("update", false, "write the messages of the bad files to testdata")
@@ -28,24 +31,45 @@ func TestLoadFull(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	check := Check{Type: "postgres", Interval: 3 * time.Second, Timeout: 500 * time.Millisecond, Fall: 4, Rise: 1, User: "probe", Database: "app"}
+	check := Check{Type: "postgres", Interval: 3 * time.Second, FastInterval: 250 * time.Millisecond, Timeout: 500 * time.Millisecond, Fall: 4, Rise: 1, User: "probe", Database: "app"}
 	want := &Config{
 		Node:      "lb1",
 		Interface: "ens18",
 		XDP: XDP{
 			Mode: "native", TX: "redirect", PinPath: "/sys/fs/bpf/other", FlowTableSize: 65536,
+			HalfOpenFlows: 2048, SYNRate: SYNRate{PerSource: 500, Total: 20000},
 			SNATLow: 20000, SNATHigh: 29999, SweepInterval: 500 * time.Millisecond,
 		},
-		Timeouts: Timeouts{SYN: 5 * time.Second, Established: 2 * time.Hour, FIN: 30 * time.Second, TimeWait: 15 * time.Second, Reset: time.Second},
+		Timeouts: Timeouts{
+			SYN: 5 * time.Second, Established: 2 * time.Hour,
+			Probe: Probe{Interval: 2 * time.Second, Count: 3},
+			FIN:   30 * time.Second, TimeWait: 15 * time.Second, Closed: 2 * time.Second, Reset: time.Second,
+		},
 		Services: []Service{
-			{Name: "postgres", Addr: vip("192.168.1.100:5432"), OnMarkedDown: "keep", Check: check, Backends: []Backend{
-				{"pooler1", vip("192.168.1.5:6432"), 1}, {"pooler2", vip("192.168.1.5:6433"), 256},
-			}},
-			{Name: "reports", Addr: vip("192.168.1.101:5432"), OnMarkedDown: "reset", Check: check, Backends: []Backend{{"pooler1", vip("192.168.1.5:6434"), 1}}},
 			{
-				Name: "plain", Addr: vip("192.168.1.100:5433"), OnMarkedDown: "reset",
-				Check:    Check{Type: "tcp", Interval: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Fall: 3, Rise: 2},
-				Backends: []Backend{{"pooler1", vip("192.168.1.5:6435"), 1}},
+				Name: "postgres", Addr: vip("192.168.1.100:5432"), Scheduler: lb.RoundRobin, SlowStart: 20 * time.Second, WhenFull: "drop",
+				Allow:        []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix("10.0.0.7/32")},
+				NATAddrs:     []netip.Addr{netip.MustParseAddr("192.168.1.101")},
+				OnMarkedDown: "keep", DrainTimeout: 90 * time.Second, Check: check,
+				Backends: []Backend{
+					{Name: "pooler1", Addr: vip("192.168.1.5:6432"), Weight: 1, MaxConnections: 4000},
+					{Name: "pooler2", Addr: vip("192.168.1.5:6433"), Weight: 256, Backup: true},
+				},
+			},
+			{
+				Name: "reports", Addr: vip("192.168.1.101:5432"), Scheduler: lb.RandomTwo, WhenFull: "reset", ClientAddress: true,
+				OnMarkedDown: "reset", Check: check, Backends: []Backend{{Name: "pooler1", Addr: vip("192.168.1.5:6434"), Weight: 1}},
+			},
+			{
+				Name: "plain", Addr: vip("192.168.1.100:5433"), WhenFull: "reset", ClientAddress: true, OnMarkedDown: "reset",
+				Check:    Check{Type: "tcp", Interval: 500 * time.Millisecond, FastInterval: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Fall: 3, Rise: 2},
+				Backends: []Backend{{Name: "pooler1", Addr: vip("192.168.1.5:6435"), Weight: 1}},
+			},
+			{
+				Name: "postgres6", Addr: vip("[2001:db8::100]:5432"), WhenFull: "reset", ClientAddress: true, OnMarkedDown: "reset",
+				Allow:    []netip.Prefix{netip.MustParsePrefix("2001:db8::/32")},
+				NATAddrs: []netip.Addr{netip.MustParseAddr("2001:db8::101")}, Check: check,
+				Backends: []Backend{{Name: "pooler1", Addr: vip("[2001:db8::5]:6432"), Weight: 1}},
 			},
 		},
 		VirtualRouters: []VirtualRouter{{
@@ -55,8 +79,15 @@ func TestLoadFull(t *testing.T) {
 			Peers:     []netip.Addr{netip.MustParseAddr("192.168.1.11"), netip.MustParseAddr("192.168.1.12")},
 
 			ChecksumPseudoHeader: true,
+		}, {
+			Name: "main6", VRID: 51, Priority: 100, AdvertInterval: 100 * time.Millisecond,
+			Addresses: []netip.Prefix{
+				netip.MustParsePrefix("fe80::100/64"), netip.MustParsePrefix("2001:db8::100/128"), netip.MustParsePrefix("2001:db8::101/128"),
+			},
+			Source: netip.MustParseAddr("fe80::10"),
 		}},
 		Stats: Stats{Listen: "127.0.0.1:9000", Port: 9000},
+		Admin: Admin{Socket: "/run/other/admin.sock", StateFile: "/var/lib/other/orders.json"},
 		Log:   Log{Level: "debug", Format: "json"},
 	}
 	if diff := cmp.Diff(want, c, comparers); diff != "" {
@@ -75,16 +106,21 @@ func TestMinimal(t *testing.T) {
 		Interface: "eth0",
 		XDP: XDP{
 			Mode: "auto", TX: "tx", PinPath: "/sys/fs/bpf/pgsteer", FlowTableSize: 524288,
+			HalfOpenFlows: 32768, SYNRate: SYNRate{PerSource: 10000, Total: 100000},
 			SNATLow: 10240, SNATHigh: 65535, SweepInterval: time.Second,
 		},
-		Timeouts: Timeouts{SYN: 10 * time.Second, Established: 24 * time.Hour, FIN: 2 * time.Minute, TimeWait: time.Minute, Reset: 10 * time.Second},
+		Timeouts: Timeouts{
+			SYN: 10 * time.Second, Established: 24 * time.Hour,
+			Probe: Probe{Interval: 10 * time.Second, Count: 5},
+			FIN:   2 * time.Minute, TimeWait: time.Minute, Closed: 3 * time.Second, Reset: 10 * time.Second,
+		},
 		Services: []Service{{
-			Name: "postgres", Addr: vip("192.168.1.100:5432"), OnMarkedDown: "reset",
+			Name: "postgres", Addr: vip("192.168.1.100:5432"), WhenFull: "reset", ClientAddress: true, OnMarkedDown: "reset",
 			Check: Check{
-				Type: "postgres", Interval: 2 * time.Second, Timeout: time.Second, Fall: 3, Rise: 2,
+				Type: "postgres", Interval: 2 * time.Second, FastInterval: 500 * time.Millisecond, Timeout: time.Second, Fall: 3, Rise: 2,
 				User: "pgsteer_check", Database: "postgres",
 			},
-			Backends: []Backend{{"pooler1", vip("192.168.1.5:6432"), 1}},
+			Backends: []Backend{{Name: "pooler1", Addr: vip("192.168.1.5:6432"), Weight: 1}},
 		}},
 		VirtualRouters: []VirtualRouter{{
 			Name: "main", VRID: 51, Priority: 100, AdvertInterval: 100 * time.Millisecond,
@@ -92,6 +128,7 @@ func TestMinimal(t *testing.T) {
 			Source:    netip.MustParseAddr("192.168.1.10"),
 		}},
 		Stats: Stats{Listen: ":8404", Port: 8404},
+		Admin: Admin{Socket: "/run/pgsteer/admin.sock", StateFile: "/var/lib/pgsteer/orders.json"},
 		Log:   Log{Level: "info", Format: "text"},
 	}
 	if diff := cmp.Diff(want, c, comparers); diff != "" {
@@ -178,6 +215,49 @@ func TestErrorIsTyped(t *testing.T) {
 	}
 }
 
+// TestSizes checks the limits of the tables, at which a file is too large to be
+// a fixture.
+func TestSizes(t *testing.T) {
+	routers := func(addresses int) string {
+		var b strings.Builder
+		b.WriteString("virtual_routers:\n")
+		for i := range 2 {
+			fmt.Fprintf(&b, "  - {name: r%d, vrid: %d, source: 192.168.1.10, addresses: [", i, i+1)
+			for j := range addresses / 2 {
+				fmt.Fprintf(&b, "10.%d.0.%d, ", i, j+1)
+			}
+			b.WriteString("]}\n")
+		}
+		return b.String()
+	}
+	services := func(n, networks int) string {
+		var b strings.Builder
+		b.WriteString("services:\n")
+		for i := range n {
+			fmt.Fprintf(&b, "  - {name: s%d, address: 10.0.0.1:%d, backends: [{name: b, address: 192.168.1.5:%d}], allow: [", i, 1000+i, 1000+i)
+			for j := range networks {
+				fmt.Fprintf(&b, "172.16.%d.%d, ", j/256, j%256)
+			}
+			b.WriteString("]}\n")
+		}
+		return b.String()
+	}
+	const head = "node: lb1\ninterface: eth0\n"
+	for _, tt := range []struct{ name, text, want string }{
+		{"all that is possible", services(16, 1024) + routers(256), ""},
+		{"addresses", services(1, 0) + routers(258), "x.yaml:6: virtual_routers: they have 258 IPv4 addresses together; 256 is the limit"},
+		{"networks", services(17, 1000) + routers(2), "x.yaml:4: services: they allow 17000 IPv4 networks together; 16384 is the limit"},
+	} {
+		got := ""
+		if _, err := Parse("x.yaml", []byte(head+tt.text)); err != nil {
+			got = err.Error()
+		}
+		if got != tt.want {
+			t.Errorf("%s: got %q", tt.name, got)
+		}
+	}
+}
+
 // TestManyFaults checks that a hopeless file does not flood the terminal.
 func TestManyFaults(t *testing.T) {
 	_, err := Parse("x.yaml", []byte(strings.Repeat("a: b\n", 1000)))
@@ -213,25 +293,38 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		vips := map[netip.Addr]bool{}
+		vips := map[netip.Addr]string{}
 		for _, r := range c.VirtualRouters {
-			if r.VRID == 0 || r.Priority == 0 || r.AdvertInterval < 10*time.Millisecond || !r.Source.Is4() || len(r.Addresses) == 0 {
+			if r.VRID == 0 || r.Priority == 0 || r.AdvertInterval < 10*time.Millisecond || !r.Source.IsValid() || len(r.Addresses) == 0 {
 				t.Fatalf("bad router accepted: %+v", r)
 			}
 			for _, p := range r.Addresses {
-				vips[p.Addr()] = true
+				vips[p.Addr()] = r.Name
+				if p.Addr().Is4() != r.Source.Is4() {
+					t.Fatalf("router of two families accepted: %+v", r)
+				}
 			}
 		}
 		if len(c.Services) == 0 || c.XDP.SNATLow < 1024 || c.XDP.SNATLow >= c.XDP.SNATHigh {
 			t.Fatalf("bad configuration accepted: %+v", c)
 		}
 		for _, s := range c.Services {
-			if !vips[s.Addr.Addr()] || s.Addr.Port() == 0 || len(s.Backends) == 0 || s.Check.Timeout > s.Check.Interval || s.Check.Timeout <= 0 {
+			if vips[s.Addr.Addr()] == "" || s.Addr.Port() == 0 || len(s.Backends) == 0 || s.Check.Timeout > s.Check.Interval || s.Check.Timeout <= 0 {
 				t.Fatalf("bad service accepted: %+v", s)
 			}
 			for _, b := range s.Backends {
-				if vips[b.Addr.Addr()] || !b.Addr.Addr().Is4() || b.Addr.Port() == 0 || b.Weight == 0 || b.Weight > 256 {
+				if vips[b.Addr.Addr()] != "" || b.Addr.Addr().Is4() != s.Addr.Addr().Is4() || b.Addr.Port() == 0 || b.Weight == 0 || b.Weight > 256 {
 					t.Fatalf("bad backend accepted: %+v", b)
+				}
+			}
+			for _, a := range s.NATAddrs {
+				if vips[a] != vips[s.Addr.Addr()] || a == s.Addr.Addr() {
+					t.Fatalf("bad NAT address accepted: %+v", s)
+				}
+			}
+			for _, p := range s.Allow {
+				if p.Addr().Is4() != s.Addr.Addr().Is4() || p != p.Masked() {
+					t.Fatalf("bad network accepted: %+v", s)
 				}
 			}
 		}

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -27,6 +28,8 @@ func name(n node) (string, error) {
 		return "", errors.New("is empty")
 	case len(n.Value) > lb.MaxNameLen:
 		return "", fmt.Errorf("%q has %d bytes; %d is the limit", n.Value, len(n.Value), lb.MaxNameLen)
+	case n.Value == ".", n.Value == "..":
+		return "", fmt.Errorf("%q is not a name, but stands for a directory", n.Value)
 	case !nameChars.MatchString(n.Value):
 		return "", fmt.Errorf("%q is not a name; use letters, digits, '.', '_' and '-'", n.Value)
 	}
@@ -75,7 +78,15 @@ func oneOf(words ...string) func(node) (string, error) {
 
 // scheduler reads the name of a scheduler.
 func scheduler(n node) (lb.Scheduler, error) {
-	_, err := oneOf(lb.LeastConn.String())(n)
+	all := []lb.Scheduler{lb.LeastConn, lb.RoundRobin, lb.RandomTwo}
+	var names []string
+	for _, s := range all {
+		if s.String() == n.Value {
+			return s, nil
+		}
+		names = append(names, s.String())
+	}
+	_, err := oneOf(names...)(n)
 	return lb.LeastConn, err
 }
 
@@ -99,6 +110,18 @@ func number[T uint8 | uint16 | uint32 | int](lo, hi T) func(node) (T, error) {
 			return 0, fmt.Errorf("%s is out of range; want %d to %d", n.Value, lo, hi)
 		}
 		return T(v), nil
+	}
+}
+
+// powerOfTwo reads one from lo to hi.
+func powerOfTwo(lo, hi uint32) func(node) (uint32, error) {
+	return func(n node) (uint32, error) {
+		v, err := number(lo, hi)(n)
+		if err == nil && v&(v-1) != 0 {
+			below := uint32(1) << (bits.Len32(v) - 1)
+			return 0, fmt.Errorf("%s is not a power of two; the next ones are %d and %d", n.Value, below, 2*below)
+		}
+		return v, err
 	}
 }
 
@@ -132,11 +155,11 @@ func brief(d time.Duration) string {
 	return s
 }
 
-// addr reads an IPv4 address that a host can have.
+// addr reads an address that a host can have.
 func addr(n node) (netip.Addr, error) {
 	a, err := netip.ParseAddr(n.Value)
 	if err != nil {
-		return netip.Addr{}, fmt.Errorf("%q is not an IPv4 address", n.Value)
+		return netip.Addr{}, fmt.Errorf("%q is not an IP address", n.Value)
 	}
 	return a, hostAddr(n.Value, a)
 }
@@ -144,21 +167,23 @@ func addr(n node) (netip.Addr, error) {
 // hostAddr refuses what cannot be the address of a host on the network.
 func hostAddr(text string, a netip.Addr) error {
 	switch {
-	case !a.Is4():
-		return fmt.Errorf("%q is not IPv4; IPv6 is not supported", text)
+	case a.Zone() != "":
+		return fmt.Errorf("%q has a zone; write it without, the interface is known", text)
+	case a.Is4In6():
+		return fmt.Errorf("%q is an IPv4 address in the guise of IPv6; write %s", text, a.Unmap())
 	case a.IsUnspecified(), a.IsMulticast(), a.IsLoopback(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return fmt.Errorf("%q is not the address of a host on the network", text)
 	}
 	return nil
 }
 
-// addrPort reads ADDRESS:PORT, IPv4, no names.
+// addrPort reads ADDRESS:PORT or [ADDRESS]:PORT, no names.
 func addrPort(n node) (netip.AddrPort, error) {
 	host, port, err := net.SplitHostPort(n.Value)
 	if err != nil {
 		// The text may be a bare address, the commonest slip.
-		if a, aerr := netip.ParseAddr(n.Value); aerr == nil && !a.Is4() {
-			return netip.AddrPort{}, hostAddr(n.Value, a)
+		if a, aerr := netip.ParseAddr(n.Value); aerr == nil && a.Is6() {
+			return netip.AddrPort{}, fmt.Errorf("%q has no port; write [%s]:PORT", n.Value, a)
 		}
 		if !strings.Contains(n.Value, ":") {
 			return netip.AddrPort{}, fmt.Errorf("%q has no port", n.Value)
@@ -167,7 +192,10 @@ func addrPort(n node) (netip.AddrPort, error) {
 	}
 	a, err := netip.ParseAddr(host)
 	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("%q is not ADDRESS:PORT with an IPv4 address", n.Value)
+		return netip.AddrPort{}, fmt.Errorf("%q is not ADDRESS:PORT with an IP address", n.Value)
+	}
+	if a.Is6() && a.IsLinkLocalUnicast() {
+		return netip.AddrPort{}, fmt.Errorf("%q is a link-local address; connections need one that is unique beyond the link", n.Value)
 	}
 	if err := hostAddr(n.Value, a); err != nil {
 		return netip.AddrPort{}, err
@@ -198,17 +226,34 @@ func listenAddr(n node) (Stats, error) {
 	return Stats{Listen: n.Value, Port: p}, err
 }
 
-// prefix reads ADDRESS or ADDRESS/LENGTH, IPv4.
+// prefix reads ADDRESS or ADDRESS/LENGTH.
 func prefix(n node) (netip.Prefix, error) {
 	if !strings.Contains(n.Value, "/") {
 		a, err := addr(n)
-		return netip.PrefixFrom(a, 32), err
+		return netip.PrefixFrom(a, a.BitLen()), err
 	}
 	p, err := netip.ParsePrefix(n.Value)
 	if err != nil || p.Bits() == 0 {
 		return netip.Prefix{}, fmt.Errorf("%q is not ADDRESS/LENGTH", n.Value)
 	}
 	return p, hostAddr(n.Value, p.Addr())
+}
+
+// network reads NETWORK/LENGTH, or the address of a single host.
+func network(n node) (netip.Prefix, error) {
+	if !strings.Contains(n.Value, "/") {
+		return prefix(n)
+	}
+	p, err := netip.ParsePrefix(n.Value)
+	switch {
+	case err != nil:
+		return netip.Prefix{}, fmt.Errorf("%q is not NETWORK/LENGTH", n.Value)
+	case p.Addr().Is4In6():
+		return netip.Prefix{}, fmt.Errorf("%q is an IPv4 network in the guise of IPv6", n.Value)
+	case p != p.Masked():
+		return netip.Prefix{}, fmt.Errorf("%q has bits beyond its length; write %s", n.Value, p.Masked())
+	}
+	return p, nil
 }
 
 // A portRange is a range of ports, both ends included.
@@ -240,6 +285,16 @@ func path(n node) (string, error) {
 		return "", fmt.Errorf("%q is not an absolute path", n.Value)
 	}
 	return filepath.Clean(n.Value), nil
+}
+
+// socketPath reads the path of a Unix socket, which fits into sockaddr_un.
+func socketPath(n node) (string, error) {
+	const most = 107 // 108 of sun_path less the terminating NUL
+	p, err := path(n)
+	if err == nil && len(p) > most {
+		return "", fmt.Errorf("%q has %d bytes; %d is the limit of a socket's path", p, len(p), most)
+	}
+	return p, err
 }
 
 // advertInterval reads the time between adverts: centiseconds in 12 bits
