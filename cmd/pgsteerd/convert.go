@@ -2,6 +2,7 @@ package main
 
 import (
 	"log/slog"
+	"slices"
 
 	"github.com/pgsteer/pgsteer/pkg/config"
 	"github.com/pgsteer/pgsteer/pkg/health"
@@ -15,31 +16,61 @@ import (
 
 func balancerConfig(cfg *config.Config, log *slog.Logger) xdp.Config {
 	return xdp.Config{
-		Interface:     cfg.Interface,
-		Mode:          cfg.XDP.Mode,
-		TX:            cfg.XDP.TX,
-		PinPath:       cfg.XDP.PinPath,
-		FlowTableSize: cfg.XDP.FlowTableSize,
-		SNATLow:       cfg.XDP.SNATLow,
-		SNATHigh:      cfg.XDP.SNATHigh,
+		Interface:        cfg.Interface,
+		Mode:             cfg.XDP.Mode,
+		TX:               cfg.XDP.TX,
+		PinPath:          cfg.XDP.PinPath,
+		FlowTableSize:    cfg.XDP.FlowTableSize,
+		HalfOpenFlows:    cfg.XDP.HalfOpenFlows,
+		SYNRatePerSource: cfg.XDP.SYNRate.PerSource,
+		SYNRateTotal:     cfg.XDP.SYNRate.Total,
+		IPv6:             hasIPv6(cfg),
+		SNATLow:          cfg.XDP.SNATLow,
+		SNATHigh:         cfg.XDP.SNATHigh,
 		Timeouts: xdp.Timeouts{
 			SYN:         cfg.Timeouts.SYN,
 			Established: cfg.Timeouts.Established,
 			FIN:         cfg.Timeouts.FIN,
 			TimeWait:    cfg.Timeouts.TimeWait,
+			Closed:      cfg.Timeouts.Closed,
 			Reset:       cfg.Timeouts.Reset,
 		},
+		ProbeInterval: cfg.Timeouts.Probe.Interval,
+		ProbeCount:    cfg.Timeouts.Probe.Count,
 		SweepInterval: cfg.XDP.SweepInterval,
 		Log:           log,
 	}
 }
 
+// hasIPv6 reports whether any virtual address is IPv6: those of the services
+// are among them.
+func hasIPv6(cfg *config.Config) bool {
+	return slices.ContainsFunc(cfg.VirtualRouters, func(r config.VirtualRouter) bool { return r.Addresses[0].Addr().Is6() })
+}
+
 func services(cfg *config.Config) []lb.Service {
 	var all []lb.Service
 	for _, s := range cfg.Services {
-		service := lb.Service{Name: s.Name, Addr: s.Addr, Scheduler: s.Scheduler, ResetOnDown: s.OnMarkedDown == "reset"}
+		service := lb.Service{
+			Name:          s.Name,
+			Addr:          s.Addr,
+			Scheduler:     s.Scheduler,
+			SlowStart:     s.SlowStart,
+			DropWhenFull:  s.WhenFull == "drop",
+			Allow:         s.Allow,
+			NATAddrs:      s.NATAddrs,
+			ClientAddress: s.ClientAddress,
+			ResetOnDown:   s.OnMarkedDown == "reset",
+			DrainTimeout:  s.DrainTimeout,
+		}
 		for _, b := range s.Backends {
-			service.Backends = append(service.Backends, lb.Backend{Name: b.Name, Addr: b.Addr, Weight: b.Weight})
+			service.Backends = append(service.Backends, lb.Backend{
+				Name:           b.Name,
+				Addr:           b.Addr,
+				Weight:         b.Weight,
+				MaxConnections: b.MaxConnections,
+				Backup:         b.Backup,
+			})
 		}
 		all = append(all, service)
 	}
@@ -59,15 +90,16 @@ func targets(cfg *config.Config) []health.Target {
 		}
 		for _, b := range s.Backends {
 			all = append(all, health.Target{
-				Service:   s.Name,
-				Backend:   b.Name,
-				Addr:      b.Addr,
-				Check:     check,
-				CheckName: s.Check.Type,
-				Interval:  s.Check.Interval,
-				Timeout:   s.Check.Timeout,
-				Fall:      s.Check.Fall,
-				Rise:      s.Check.Rise,
+				Service:      s.Name,
+				Backend:      b.Name,
+				Addr:         b.Addr,
+				Check:        check,
+				CheckName:    s.Check.Type,
+				Interval:     s.Check.Interval,
+				FastInterval: s.Check.FastInterval,
+				Timeout:      s.Check.Timeout,
+				Fall:         s.Check.Fall,
+				Rise:         s.Check.Rise,
 			})
 		}
 	}

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
 	"testing"
 
+	"github.com/pgsteer/pgsteer/pkg/admin"
 	"github.com/pgsteer/pgsteer/pkg/config"
 	"github.com/pgsteer/pgsteer/pkg/lb"
 )
@@ -65,14 +67,18 @@ func TestNothingIsForgotten(t *testing.T) {
 		}
 	}
 	for _, s := range services(cfg) {
-		if m := missing(s, "Scheduler", "ResetOnDown"); len(m) > 0 {
+		except := []string{"Scheduler", "ResetOnDown", "ClientAddress"}
+		if s.Name != "postgres" { // the one that says something about everything
+			except = append(except, "SlowStart", "DropWhenFull", "Allow", "NATAddrs", "DrainTimeout")
+		}
+		if m := missing(s, except...); len(m) > 0 {
 			t.Errorf("lb.Service: %v", m)
 		}
-		if want := s.Name != "postgres"; s.ResetOnDown != want { // that one says keep
-			t.Errorf("%s: ResetOnDown is %v", s.Name, s.ResetOnDown)
+		if want := s.Name != "postgres"; s.ResetOnDown != want || s.ClientAddress != want { // that one says keep, and false
+			t.Errorf("%s: ResetOnDown is %v, ClientAddress %v", s.Name, s.ResetOnDown, s.ClientAddress)
 		}
 		for _, b := range s.Backends {
-			if m := missing(b, "State"); len(m) > 0 {
+			if m := missing(b, "State", "MaxConnections", "Backup"); len(m) > 0 {
 				t.Errorf("lb.Backend: %v", m)
 			}
 		}
@@ -84,22 +90,35 @@ func TestNothingIsForgotten(t *testing.T) {
 	}
 }
 
+// TestDefaultSocket: the daemon listens where its clients look for it.
+func TestDefaultSocket(t *testing.T) {
+	cfg, err := config.Parse("minimal", []byte(config.Minimal))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Admin.Socket != admin.DefaultSocket {
+		t.Errorf("the daemon listens on %s, clients look for %s", cfg.Admin.Socket, admin.DefaultSocket)
+	}
+}
+
 func TestConversion(t *testing.T) {
 	cfg := full(t)
 	got := services(cfg)
-	if len(got) != 3 || got[0].Name != "postgres" || got[0].Addr != cfg.Services[0].Addr || got[0].Backends[1] != (lb.Backend{
-		Name: "pooler2", Addr: cfg.Services[0].Backends[1].Addr, Weight: 256,
+	if len(got) != 4 || got[0].Name != "postgres" || got[0].Addr != cfg.Services[0].Addr || got[0].Scheduler != lb.RoundRobin ||
+		!got[0].DropWhenFull || got[1].DropWhenFull || got[3].Allow[0] != netip.MustParsePrefix("2001:db8::/32") ||
+		got[0].Backends[0].MaxConnections != 4000 || got[0].Backends[1] != (lb.Backend{
+		Name: "pooler2", Addr: cfg.Services[0].Backends[1].Addr, Weight: 256, Backup: true,
 	}) {
 		t.Errorf("services: %+v", got)
 	}
 	all := targets(cfg)
-	if len(all) != 4 {
+	if len(all) != 5 {
 		t.Fatalf("%d targets", len(all))
 	}
 	if v := all[3]; v.Service != "plain" || v.Backend != "pooler1" || v.CheckName != "tcp" {
 		t.Errorf("last target: %+v", v)
 	}
-	if v := vips(cfg); len(v) != 2 || v[1].Addr != vip2 || v[1].Router != "main" || v[1].VRID != 51 || v[1].Priority != 101 {
+	if v := vips(cfg); len(v) != 5 || v[4].Addr != netip.MustParseAddr("2001:db8::101") || v[4].Router != "main6" || v[1].Addr != vip2 || v[1].Router != "main" || v[1].VRID != 51 || v[1].Priority != 101 {
 		t.Errorf("virtual addresses: %+v", v)
 	}
 }

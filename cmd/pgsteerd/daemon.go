@@ -14,6 +14,7 @@ import (
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 
+	"github.com/pgsteer/pgsteer/pkg/admin"
 	"github.com/pgsteer/pgsteer/pkg/config"
 	"github.com/pgsteer/pgsteer/pkg/health"
 	"github.com/pgsteer/pgsteer/pkg/lb"
@@ -33,6 +34,7 @@ type balancerDaemon struct {
 	checker    *health.Checker
 	routers    []*vrrp.Router
 	stats      *stats.Server
+	admin      *admin.Server // nil when another process has the socket
 	device     *device
 	supervisor *supervisor
 	notify     func(string)
@@ -66,8 +68,7 @@ func open(cfg *config.Config, log *slog.Logger) (_ *balancerDaemon, err error) {
 	if err := d.openBalancer(); err != nil {
 		return nil, err
 	}
-	d.controller = lb.NewController(d.balancer, log)
-	if err := d.controller.SetServices(services(cfg)); err != nil {
+	if err := d.openController(); err != nil {
 		return nil, err
 	}
 	d.checker = health.New(targets(cfg), log)
@@ -104,11 +105,54 @@ func (d *balancerDaemon) openBalancer() error {
 	return nil
 }
 
-// openRouters tells the datapath the virtual addresses and opens the routers.
-func (d *balancerDaemon) openRouters() error {
+// openController restores what operators have said in earlier lives, tells the
+// datapath its addresses and services, and listens for what operators say next.
+func (d *balancerDaemon) openController() error {
+	d.controller = lb.NewController(d.balancer, d.log)
+	orders, err := loadOrders(d.cfg.Admin.StateFile, d.log)
+	if err != nil {
+		return err
+	}
+	// The services' addresses are among the virtual ones.
 	if err := d.balancer.SetVIPs(vips(d.cfg)); err != nil {
 		return fmt.Errorf("configuring the virtual addresses: %w", err)
 	}
+	d.controller.Restore(orders, func(orders []lb.Order) error { return admin.SaveOrders(d.cfg.Admin.StateFile, orders) })
+	if err := d.controller.SetServices(services(d.cfg)); err != nil {
+		return err
+	}
+	d.admin, err = admin.Open(admin.Config{Socket: d.cfg.Admin.Socket, Controller: d.controller, Log: d.log})
+	if errors.Is(err, admin.ErrInUse) {
+		// The locks have shown that it is not one that serves this interface's
+		// tables. It is better to balance without orders than not at all.
+		d.log.Error("this daemon takes no orders; set admin.socket to a path of its own", "error", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	d.closers = append(d.closers, d.admin)
+	return nil
+}
+
+// loadOrders reads what operators have said. A file that makes no sense is set
+// aside, loudly: it must not keep the balancer from working.
+func loadOrders(path string, log *slog.Logger) ([]lb.Order, error) {
+	orders, err := admin.LoadOrders(path)
+	if !errors.Is(err, admin.ErrBadOrders) {
+		return orders, err
+	}
+	aside, aerr := admin.SetAside(path)
+	if aerr != nil {
+		return nil, errors.Join(err, aerr)
+	}
+	log.Error("what operators have said is lost: every backend is ready, with its configured weight and limit",
+		"error", err, "set_aside", aside)
+	return nil, nil
+}
+
+// openRouters opens the virtual routers, each with its fence.
+func (d *balancerDaemon) openRouters() error {
 	for _, c := range d.cfg.VirtualRouters {
 		f := newFence(d.balancer, c.Addresses, d.log)
 		r, err := vrrp.Open(routerConfig(d.cfg, c, f, d.log))
@@ -119,6 +163,19 @@ func (d *balancerDaemon) openRouters() error {
 		d.routers = append(d.routers, r)
 		d.supervisor.add(r.Snapshot, f)
 	}
+	return nil
+}
+
+// logTables says how large the tables are, which is decided for as long as they
+// are pinned.
+func (d *balancerDaemon) logTables() error {
+	s, err := d.balancer.Stats()
+	if err != nil {
+		return fmt.Errorf("reading the tables: %w", err)
+	}
+	// A flow has two entries.
+	d.log.Info("tables", "flows", s.Audit.Capacity/2, "half_open_flows", d.cfg.XDP.HalfOpenFlows,
+		"memory", fmt.Sprintf("%.1f MiB", float64(s.Audit.Memory)/(1<<20)))
 	return nil
 }
 
@@ -148,11 +205,16 @@ func (d *balancerDaemon) run(ctx context.Context) error {
 	base := []part{
 		{"the datapath", d.balancer.Run},
 		{"the health checks", d.checker.Run},
-		{"the controller", d.steer},
+		{"the controller", d.controller.Run},
+		{"the steering", d.steer},
+		{"the passive checks", newPassive(d.balancer.Stats, d.checker.Nudge, d.log).run},
 		{"the stats server", d.stats.Run},
 		{"the supervisor", d.supervisor.run},
 		{"the interface watch", d.device.run},
 		{"the signal handler", d.ignoreHangup},
+	}
+	if d.admin != nil {
+		base = append(base, part{"the admin socket", d.admin.Run})
 	}
 	return runParts(ctx, routers, base)
 }

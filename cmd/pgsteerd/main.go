@@ -149,7 +149,9 @@ func serve(cfg *config.Config, log *slog.Logger) error {
 	}
 	log.Info("started", "version", version(), "node", cfg.Node, "interface", cfg.Interface, "xdp", d.balancer.Mode(),
 		"stats", d.stats.Addr().String(), "services", len(cfg.Services), "virtual_routers", len(cfg.VirtualRouters))
-	err = d.run(ctx)
+	if err = d.logTables(); err == nil {
+		err = d.run(ctx)
+	}
 	err = errors.Join(err, d.close())
 	if err == nil {
 		log.Info("stopped; the XDP program stays attached and is silent until the next start")
