@@ -1,24 +1,29 @@
-// Command pgsteer shows what a balancer node does, in bpftool's manner:
+// Command pgsteer shows what a balancer node does, and changes it, in
+// bpftool's manner:
 //
 //	pgsteer [OPTIONS] OBJECT { COMMAND | help }
 //
-// It reads the maps that the XDP program works on, which stay pinned while
-// pgsteerd is down. It changes nothing.
+// What it shows it reads from the maps that the XDP program works on, which
+// stay pinned while pgsteerd is down. What it changes it asks pgsteerd to.
 //
-// The exit status is 0 when all went well, 1 when the maps could not be read,
-// 2 when the command line makes no sense.
+// The exit status is 0 when all went well, 1 when it did not, 2 when the
+// command line makes no sense.
 package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"os/signal"
 	"runtime/debug"
+	"syscall"
 
+	"github.com/pgsteer/pgsteer/pkg/admin"
 	"github.com/pgsteer/pgsteer/pkg/lb"
 	"github.com/pgsteer/pgsteer/pkg/xdp"
 )
@@ -30,13 +35,18 @@ const (
 	exitUsage   = 2
 )
 
-// defaultPinPath is pgsteerd's default for xdp.pin_path.
-const defaultPinPath = "/sys/fs/bpf/pgsteer"
+const (
+	// defaultPinPath is pgsteerd's default for xdp.pin_path.
+	defaultPinPath = "/sys/fs/bpf/pgsteer"
+	// defaultSocket is pgsteerd's default for admin.socket.
+	defaultSocket = admin.DefaultSocket
+)
 
 // A reader reads a node's pinned maps.
 type reader interface {
 	Stats() (lb.DatapathStats, error)
 	Flows(func(lb.Flow) bool) error
+	Audit() (lb.AuditReport, error)
 	Close() error
 }
 
@@ -45,9 +55,23 @@ type tool struct {
 	stdout, stderr io.Writer
 	getenv         func(string) string
 	open           func(pinPath string) (reader, error)
+	dial           func(socket string) daemon
+}
+
+// A session is what a command has to work with.
+type session struct {
+	tool
+	ctx     context.Context // ends when the user wants it to
+	out     *output
+	pinPath string
+	socket  string
+	tables  reader // nil until needed
 }
 
 func main() {
+	// A second signal ends the program at once.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
 	t := tool{
 		stdout: os.Stdout,
 		stderr: os.Stderr,
@@ -59,16 +83,17 @@ func main() {
 			}
 			return r, nil
 		},
+		dial: dialDaemon,
 	}
-	os.Exit(t.run(os.Args[1:]))
+	os.Exit(t.run(ctx, os.Args[1:]))
 }
 
-func (t tool) run(args []string) int {
+func (t tool) run(ctx context.Context, args []string) int {
 	inv, err := parse(args, t.getenv)
 	if err == nil && inv.help != "" {
 		_, err = io.WriteString(t.stdout, inv.help)
 	} else if err == nil {
-		err = t.perform(inv)
+		err = t.perform(ctx, inv)
 	}
 	if err == nil {
 		return exitOK
@@ -82,22 +107,49 @@ func (t tool) run(args []string) int {
 }
 
 // perform runs the command of a parsed command line.
-func (t tool) perform(inv invocation) error {
-	buf := bufio.NewWriter(t.stdout)
-	out := &output{w: buf, json: inv.json, pretty: inv.pretty}
+func (t tool) perform(ctx context.Context, inv invocation) error {
+	buf := bufio.NewWriterSize(t.stdout, 64<<10)
+	s := &session{
+		tool: t, ctx: ctx, pinPath: inv.pinPath, socket: inv.socket,
+		out: &output{w: buf, json: inv.json, pretty: inv.pretty},
+	}
+	run := inv.action
 	if inv.version {
-		if err := showVersion(out); err != nil {
-			return err
-		}
-		return flush(buf)
+		run = showVersion
 	}
-	r, err := t.open(inv.pinPath)
+	errs := []error{run(s), flush(buf)}
+	if s.tables != nil {
+		// A failed close of descriptors that were only read loses nothing, but
+		// it is told all the same.
+		errs = append(errs, s.tables.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// reader opens the pinned maps.
+func (s *session) reader() (reader, error) {
+	if s.tables != nil {
+		return s.tables, nil
+	}
+	r, err := s.open(s.pinPath)
 	if err != nil {
-		return explain(inv.pinPath, err)
+		return nil, explain(s.pinPath, err)
 	}
-	// A failed close of descriptors that were only read loses nothing, but it
-	// is told all the same.
-	return errors.Join(inv.command.run(r, out), flush(buf), r.Close())
+	s.tables = r
+	return r, nil
+}
+
+// stats reads what the datapath counted.
+func (s *session) stats() (lb.DatapathStats, error) {
+	r, err := s.reader()
+	if err != nil {
+		return lb.DatapathStats{}, err
+	}
+	d, err := r.Stats()
+	if err != nil {
+		return d, fmt.Errorf("reading the pinned maps: %w", err)
+	}
+	return d, nil
 }
 
 func flush(w *bufio.Writer) error {
@@ -111,12 +163,21 @@ func flush(w *bufio.Writer) error {
 func explain(pinPath string, err error) error {
 	switch {
 	case errors.Is(err, xdp.ErrNoPins):
-		return fmt.Errorf("no pinned maps in %s: either pgsteerd has never run on this node, or its xdp.pin_path is another (use --pin-path)", pinPath)
+		return &noPinsError{pinPath}
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("no permission to read the pinned maps in %s: run as root or with CAP_BPF and CAP_DAC_READ_SEARCH", pinPath)
 	}
 	return fmt.Errorf("opening the pinned maps in %s: %w", pinPath, err)
 }
+
+// A noPinsError says that there are no pinned maps. It matches xdp.ErrNoPins.
+type noPinsError struct{ pinPath string }
+
+func (e *noPinsError) Error() string {
+	return fmt.Sprintf("no pinned maps in %s: either pgsteerd has never run on this node, or its xdp.pin_path is another (use --pin-path)", e.pinPath)
+}
+
+func (e *noPinsError) Unwrap() error { return xdp.ErrNoPins }
 
 // report writes err to standard error, as JSON when that was asked for.
 func (t tool) report(asJSON bool, err error) {
@@ -138,10 +199,10 @@ func version() string {
 	return "(unknown)"
 }
 
-func showVersion(out *output) error {
-	if !out.json {
-		_, err := fmt.Fprintf(out.w, "pgsteer %s\n", version())
+func showVersion(s *session) error {
+	if !s.out.json {
+		_, err := fmt.Fprintf(s.out.w, "pgsteer %s\n", version())
 		return err
 	}
-	return out.value(map[string]string{"version": version()})
+	return s.out.value(map[string]string{"version": version()})
 }

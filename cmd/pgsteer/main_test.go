@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -10,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +29,10 @@ type fixture struct {
 	statsErr error
 	flowsErr error // after the flows
 	closed   int
+
+	audits   []lb.AuditReport // one after the other, the last for ever
+	auditErr error            // of the audit after the last
+	audited  int
 }
 
 func (f *fixture) Stats() (lb.DatapathStats, error) { return f.stats, f.statsErr }
@@ -40,6 +46,17 @@ func (f *fixture) Flows(fn func(lb.Flow) bool) error {
 	return f.flowsErr
 }
 
+func (f *fixture) Audit() (lb.AuditReport, error) {
+	if f.auditErr != nil && f.audited == len(f.audits) {
+		return lb.AuditReport{}, f.auditErr
+	}
+	if len(f.audits) == 0 {
+		return lb.AuditReport{}, nil
+	}
+	f.audited++
+	return f.audits[min(f.audited, len(f.audits))-1], nil
+}
+
 func (f *fixture) Close() error {
 	f.closed++
 	return nil
@@ -50,7 +67,9 @@ func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 func sample() *fixture {
 	backend := func(i int, state lb.State, active int64, total uint64) lb.BackendStats {
 		return lb.BackendStats{
-			Name: fmt.Sprintf("pooler%d", i), Addr: netip.AddrPortFrom(netip.MustParseAddr("192.168.1.5"), uint16(6431+i)),
+			Limit: uint32(i-1) * 4000, Backup: i == 3, Closed: total - uint64(active), Redispatched: total / 500, Resets: total / 100, Evicted: total / 2000,
+			ConnectTime: [lb.ConnectTimeBuckets]uint64{7: total / 2, 8: total / 3, 11: total / 50, 23: total / 20000},
+			Name:        fmt.Sprintf("pooler%d", i), Addr: netip.AddrPortFrom(netip.MustParseAddr("192.168.1.5"), uint16(6431+i)),
 			State: state, Weight: 1, Reachable: true, MAC: "02:00:00:00:01:05", Active: active, Total: total, Refused: total / 1000,
 			PacketsIn: total * 12, BytesIn: total * 2345, PacketsOut: total * 10, BytesOut: total * 98765,
 		}
@@ -63,6 +82,9 @@ func sample() *fixture {
 			}},
 			{Name: "reports", Addr: ap("192.168.1.101:5432"), Backends: []lb.BackendStats{
 				{Name: "r1", Addr: ap("192.168.1.7:6432"), State: lb.Draining, Weight: 256},
+			}},
+			{Name: "six", Addr: ap("[2001:db8::100]:5432"), Scheduler: lb.RandomTwo, Backends: []lb.BackendStats{
+				{Name: "p6", Addr: ap("[2001:db8::5]:6432"), State: lb.Up, Weight: 1},
 			}},
 		},
 		VIPs: []lb.VIPStats{
@@ -80,7 +102,18 @@ func sample() *fixture {
 			Client: ap("255.255.255.254:65535"), Service: ap("192.168.1.100:5432"), SNAT: ap("192.168.1.100:65535"), Backend: ap("192.168.1.5:6433"),
 			State: "syn_received", Age: 3 * time.Second, Idle: 3 * time.Second, PacketsIn: 1, BytesIn: 60, PacketsOut: 1, BytesOut: 60,
 		},
+		{
+			Client: ap("[2001:db8:1234:5678:9abc:def0:1234:5678]:65535"), Service: ap("[2001:db8::100]:5432"), SNAT: ap("[2001:db8::100]:10240"), Backend: ap("[2001:db8::5]:6432"),
+			State: "time_wait", Age: 49 * time.Hour, Idle: 20 * time.Second, PacketsIn: 9, BytesIn: 900, PacketsOut: 9, BytesOut: 9000,
+		},
 	}
+	f.audits = []lb.AuditReport{{
+		Backends: []lb.BackendAudit{
+			{Service: "postgres", Name: "pooler1", Active: 22, Counted: 22},
+			{Service: "postgres", Name: "pooler2", Active: 21, Counted: 21},
+		},
+		Flows: 44, Capacity: 524288, Memory: 123_456_789,
+	}}
 	return f
 }
 
@@ -88,18 +121,27 @@ type result struct {
 	status         int
 	stdout, stderr string
 	pinPath        string
+	socket         string
 }
 
 func run(r *fixture, openErr error, env string, args ...string) result {
+	return runWith(r, openErr, env, nil, args...)
+}
+
+func runWith(r *fixture, openErr error, env string, d daemon, args ...string) result {
 	var stdout, stderr bytes.Buffer
 	var res result
 	t := tool{
 		stdout: &stdout, stderr: &stderr,
 		getenv: func(key string) string {
-			if key == "PGSTEER_PIN_PATH" {
+			if key == "PGSTEER_PIN_PATH" || key == "PGSTEER_ADMIN_SOCKET" {
 				return env
 			}
 			return ""
+		},
+		dial: func(socket string) daemon {
+			res.socket = socket
+			return d
 		},
 		open: func(pinPath string) (reader, error) {
 			res.pinPath = pinPath
@@ -109,21 +151,32 @@ func run(r *fixture, openErr error, env string, args ...string) result {
 			return r, nil
 		},
 	}
-	res.status = t.run(args)
+	res.status = t.run(context.Background(), args)
 	res.stdout, res.stderr = stdout.String(), stderr.String()
 	return res
 }
 
 func TestGolden(t *testing.T) {
-	for _, o := range objects {
+	for _, o := range objects() {
+		words := []string{o.name}
+		if o.commands[0].name != "" {
+			words = append(words, "show")
+		}
 		for _, form := range []struct {
 			name string
 			args []string
 		}{{"plain", nil}, {"json", []string{"-j"}}, {"pretty", []string{"-p"}}, {"help", []string{"-h"}}} {
 			name := o.name + "-" + form.name
+			if o.ownOptions && form.name != "help" {
+				continue // it has a test of its own
+			}
 			t.Run(name, func(t *testing.T) {
 				f := sample()
-				res := run(f, nil, "", append(form.args, o.name, "show")...)
+				args := slices.Concat(form.args, words)
+				if o.ownOptions {
+					args = []string{o.name, "help"}
+				}
+				res := run(f, nil, "", args...)
 				if res.status != exitOK || res.stderr != "" {
 					t.Fatalf("status %d, stderr %q", res.status, res.stderr)
 				}
@@ -131,11 +184,13 @@ func TestGolden(t *testing.T) {
 					t.Errorf("the reader was closed %d times", f.closed)
 				}
 				golden(t, name, res.stdout)
-				if form.name == "json" || form.name == "pretty" {
-					var v []map[string]any
-					if err := json.Unmarshal([]byte(res.stdout), &v); err != nil || len(v) == 0 {
-						t.Errorf("not a JSON array of objects with anything in it: %v", err)
-					}
+				if form.name != "json" && form.name != "pretty" {
+					return
+				}
+				var list []map[string]any
+				var one map[string]any
+				if json.Unmarshal([]byte(res.stdout), &one) != nil && json.Unmarshal([]byte(res.stdout), &list) != nil || len(list)+len(one) == 0 {
+					t.Error("neither a JSON object nor an array of them with anything in it")
 				}
 			})
 		}
@@ -162,17 +217,17 @@ func golden(t *testing.T, name, got string) {
 
 // TestEmpty checks that nothing to show is still a table, or a JSON array.
 func TestEmpty(t *testing.T) {
-	for _, o := range objects {
-		if res := run(&fixture{}, nil, "", o.name, "-j"); res.stdout != "[]\n" || res.status != exitOK {
-			t.Errorf("%s -j: status %d, %q", o.name, res.status, res.stdout)
+	for _, object := range []string{"service", "backend", "flow", "vip", "counter"} {
+		if res := run(&fixture{}, nil, "", object, "-j"); res.stdout != "[]\n" || res.status != exitOK {
+			t.Errorf("%s -j: status %d, %q", object, res.status, res.stdout)
 		}
-		if res := run(&fixture{}, nil, "", o.name, "-p"); res.stdout != "[]\n" || res.status != exitOK {
-			t.Errorf("%s -p: status %d, %q", o.name, res.status, res.stdout)
+		if res := run(&fixture{}, nil, "", object, "-p"); res.stdout != "[]\n" || res.status != exitOK {
+			t.Errorf("%s -p: status %d, %q", object, res.status, res.stdout)
 		}
-		res := run(&fixture{}, nil, "", o.name)
+		res := run(&fixture{}, nil, "", object)
 		first, rest, _ := strings.Cut(res.stdout, "\n")
 		if first == "" || strings.ToUpper(first) != first || (rest != "" && rest != "Found 0 flows\n") || res.status != exitOK {
-			t.Errorf("%s: status %d, %q", o.name, res.status, res.stdout)
+			t.Errorf("%s: status %d, %q", object, res.status, res.stdout)
 		}
 	}
 }
@@ -193,10 +248,12 @@ func TestCommandLine(t *testing.T) {
 		{"s", "service"},
 		{"vi", "vip"},
 		{"f l", "flow"},
-		{"c show", "counter"},
+		{"co show", "counter"},
 		{"--pin-path /x flow", "flow"},
 		{"flow --pin-path=/x show", "flow"},
 		{"flow show -pin-path /x", "flow"},
+		{"au", "audit"},
+		{"f s li 100", "flow"},
 	}
 	for _, tt := range tests {
 		res := run(sample(), nil, "", strings.Fields(tt.args)...)
@@ -223,7 +280,7 @@ func TestCommandLine(t *testing.T) {
 			t.Errorf("pgsteer %s: status %d, %s%s", args, res.status, res.stdout, res.stderr)
 		}
 	}
-	for _, args := range []string{"flow help", "f h", "flow -h", "flow show --help"} {
+	for _, args := range []string{"flow help", "f h", "flow -h", "flow show --help", "flow whois -h"} {
 		if res := run(nil, nil, "", strings.Fields(args)...); res.status != exitOK || !strings.HasPrefix(res.stdout, "flow: ") {
 			t.Errorf("pgsteer %s: status %d, %s%s", args, res.status, res.stdout, res.stderr)
 		}
@@ -260,15 +317,15 @@ func TestErrors(t *testing.T) {
 		stderr  string
 	}{
 		{"no words", "", nil, nil, exitUsage, "no object given; see pgsteer help"},
-		{"object", "pool show", nil, nil, exitUsage, `unknown object "pool"; want one of service, backend, flow, vip, counter, help, version`},
+		{"object", "pool show", nil, nil, exitUsage, `unknown object "pool"; want one of service, backend, flow, vip, counter, audit, capture, help, version`},
 		{"ambiguous", "v", nil, nil, exitUsage, `object "v" is ambiguous: vip or version`},
-		{"empty object", "''", nil, nil, exitUsage, `unknown object ""; want one of service, backend, flow, vip, counter, help, version`},
-		{"command", "flow dump", nil, nil, exitUsage, `unknown command "dump"; want one of help, show, list`},
-		{"argument", "flow show 1", nil, nil, exitUsage, `flow show takes no argument, but "1" was given`},
+		{"empty object", "''", nil, nil, exitUsage, `unknown object ""; want one of service, backend, flow, vip, counter, audit, capture, help, version`},
+		{"command", "flow dump", nil, nil, exitUsage, `unknown command "dump"; want one of help, show, list, whois`},
+		{"argument", "vip show 1", nil, nil, exitUsage, `vip show: it takes no argument, but "1" was given`},
 		{"option", "flow --jason", nil, nil, exitUsage, "unknown option --jason; see pgsteer help"},
 		{"option value", "flow --json=yes", nil, nil, exitUsage, "option --json=yes takes no value"},
-		{"pin path", "flow --pin-path", nil, nil, exitUsage, "option --pin-path needs a directory"},
-		{"empty pin path", "flow --pin-path=", nil, nil, exitUsage, "option --pin-path needs a directory"},
+		{"pin path", "flow --pin-path", nil, nil, exitUsage, "option --pin-path needs a path"},
+		{"empty pin path", "flow --pin-path=", nil, nil, exitUsage, "option --pin-path needs a path"},
 		{
 			"no pins", "flow", nil, fmt.Errorf("opening: %w", xdp.ErrNoPins), exitFailure,
 			"no pinned maps in /sys/fs/bpf/pgsteer: either pgsteerd has never run on this node, or its xdp.pin_path is another (use --pin-path)",
@@ -279,6 +336,7 @@ func TestErrors(t *testing.T) {
 		},
 		{"open", "flow", nil, errors.New("odd"), exitFailure, "opening the pinned maps in /sys/fs/bpf/pgsteer: odd"},
 		{"stats", "vip", broken(func(f *fixture) { f.statsErr = errors.New("odd") }), nil, exitFailure, "reading the pinned maps: odd"},
+		{"socket", "--socket", nil, nil, exitUsage, "option --socket needs a path"},
 		{"flows", "flow", broken(func(f *fixture) { f.flowsErr = errors.New("odd") }), nil, exitFailure, "reading the flow table: odd"},
 	}
 	for _, tt := range tests {
@@ -319,14 +377,14 @@ type fullDisk struct{}
 func (fullDisk) Write([]byte) (int, error) { return 0, errors.New("no space left on device") }
 
 func TestWriteErrors(t *testing.T) {
-	for _, args := range []string{"flow", "flow -j", "backend", "backend -j", "version", "help"} {
+	for _, args := range []string{"flow", "flow -j", "flow show sort age", "backend", "backend -j", "audit", "audit -j", "version", "help"} {
 		var stderr bytes.Buffer
 		tl := tool{
 			stdout: fullDisk{}, stderr: &stderr,
 			getenv: func(string) string { return "" },
 			open:   func(string) (reader, error) { return sample(), nil },
 		}
-		if status := tl.run(strings.Fields(args)); status != exitFailure || !strings.Contains(stderr.String(), "no space left on device") {
+		if status := tl.run(t.Context(), strings.Fields(args)); status != exitFailure || !strings.Contains(stderr.String(), "no space left on device") {
 			t.Errorf("pgsteer %s: status %d, stderr %q", args, status, stderr.String())
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pgsteer/pgsteer/pkg/lb"
+	"github.com/pgsteer/pgsteer/pkg/stats/latency"
 )
 
 func count[T int | int64 | uint8 | uint16](n T) string { return strconv.FormatInt(int64(n), 10) }
@@ -23,42 +24,12 @@ func age(d time.Duration) string {
 	return d.Round(time.Second).String()
 }
 
-// list writes all elements: as a JSON array, or as a table of their rows.
-func list[T any](out *output, elements []T, columns []column, row func(T) []string) error {
-	if out.json {
-		a := array{out: out}
-		for _, e := range elements {
-			if err := a.add(e); err != nil {
-				return err
-			}
-		}
-		return a.end()
-	}
-	var rows [][]string
-	for _, e := range elements {
-		rows = append(rows, row(e))
-	}
-	return writeTable(out.w, columns, rows)
-}
-
-func stats(r reader) (lb.DatapathStats, error) {
-	s, err := r.Stats()
-	if err != nil {
-		return s, fmt.Errorf("reading the pinned maps: %w", err)
-	}
-	return s, nil
-}
-
-func showServices(r reader, out *output) error {
-	s, err := stats(r)
+func showServices(s *session) error {
+	d, err := s.stats()
 	if err != nil {
 		return err
 	}
-	columns := []column{
-		left("SERVICE"), left("ADDRESS"), left("SCHEDULER"), right("UP"), right("ACTIVE"), right("TOTAL"),
-		right("PACKETS-IN"), right("BYTES-IN"), right("PACKETS-OUT"), right("BYTES-OUT"),
-	}
-	return list(out, s.Services, columns, func(s lb.ServiceStats) []string {
+	return writeList(s.out, d.Services, func(r *row, s *lb.ServiceStats) {
 		var sum lb.BackendStats
 		up := 0
 		for _, b := range s.Backends {
@@ -72,110 +43,77 @@ func showServices(r reader, out *output) error {
 			sum.PacketsOut += b.PacketsOut
 			sum.BytesOut += b.BytesOut
 		}
-		return []string{
+		r.cells(
 			s.Name, s.Addr.String(), s.Scheduler.String(), fmt.Sprintf("%d/%d", up, len(s.Backends)), count(sum.Active), total(sum.Total),
 			total(sum.PacketsIn), total(sum.BytesIn), total(sum.PacketsOut), total(sum.BytesOut),
-		}
-	})
+		)
+	},
+		left("SERVICE"), left("ADDRESS"), left("SCHEDULER"), right("UP"), right("ACTIVE"), right("TOTAL"),
+		right("PACKETS-IN"), right("BYTES-IN"), right("PACKETS-OUT"), right("BYTES-OUT"),
+	)
 }
 
-// A backendRow is a backend with the name of its service.
-type backendRow struct {
+// A backendStats is a backend with the name of its service.
+type backendStats struct {
 	Service string `json:"service"`
 	lb.BackendStats
 }
 
-func showBackends(r reader, out *output) error {
-	s, err := stats(r)
+func showBackends(s *session) error {
+	d, err := s.stats()
 	if err != nil {
 		return err
 	}
-	var backends []backendRow
-	for _, s := range s.Services {
+	var backends []backendStats
+	for _, s := range d.Services {
 		for _, b := range s.Backends {
-			backends = append(backends, backendRow{s.Name, b})
+			backends = append(backends, backendStats{s.Name, b})
 		}
 	}
-	columns := []column{
-		left("SERVICE"), left("BACKEND"), left("ADDRESS"), left("STATE"), right("WEIGHT"), right("ACTIVE"), right("TOTAL"),
-		right("REFUSED"), right("PACKETS-IN"), right("BYTES-IN"), right("PACKETS-OUT"), right("BYTES-OUT"), left("NEXT-HOP"),
-	}
-	return list(out, backends, columns, func(b backendRow) []string {
+	return writeList(s.out, backends, func(r *row, b *backendStats) {
 		hop := b.MAC
 		if !b.Reachable {
 			hop = "unknown"
 		}
-		return []string{
-			b.Service, b.Name, b.Addr.String(), b.State.String(), count(b.Weight), count(b.Active), total(b.Total),
-			total(b.Refused), total(b.PacketsIn), total(b.BytesIn), total(b.PacketsOut), total(b.BytesOut), hop,
+		backup := "no"
+		if b.Backup {
+			backup = "yes"
 		}
-	})
+		connect := latency.Histogram(b.ConnectTime)
+		r.cells(
+			b.Service, b.Name, b.Addr.String(), b.State.String(), backup, count(b.Weight), count(b.Active), limitOf(b.Limit),
+			total(b.Total), total(b.Closed), total(b.Refused), total(b.Redispatched), total(b.Resets), total(b.Evicted),
+			connect.Text(0.5), connect.Text(0.99),
+			total(b.PacketsIn), total(b.BytesIn), total(b.PacketsOut), total(b.BytesOut), hop,
+		)
+	},
+		left("SERVICE"), left("BACKEND"), left("ADDRESS"), left("STATE"), left("BACKUP"), right("WEIGHT"), right("ACTIVE"), right("LIMIT"),
+		right("TOTAL"), right("CLOSED"), right("REFUSED"), right("REDISPATCHED"), right("RESETS"), right("EVICTED"),
+		right("CONNECT-P50"), right("CONNECT-P99"),
+		right("PACKETS-IN"), right("BYTES-IN"), right("PACKETS-OUT"), right("BYTES-OUT"), left("NEXT-HOP"),
+	)
 }
 
-func showVIPs(r reader, out *output) error {
-	s, err := stats(r)
+// limitOf is a number of connections that may be without bound.
+func limitOf(n uint32) string {
+	if n == 0 {
+		return "none"
+	}
+	return total(uint64(n))
+}
+
+func showVIPs(s *session) error {
+	d, err := s.stats()
 	if err != nil {
 		return err
 	}
-	columns := []column{
-		left("ADDRESS"), left("ROUTER"), right("VRID"), right("PRIORITY"), left("STATE"), right("SINCE"), right("LEASE"),
-	}
-	return list(out, s.VIPs, columns, func(v lb.VIPStats) []string {
+	return writeList(s.out, d.VIPs, func(r *row, v *lb.VIPStats) {
 		lease := "silent"
 		if v.Lease > 0 {
 			lease = age(v.Lease)
 		}
-		return []string{v.Addr.String(), v.Router, count(v.VRID), count(v.Priority), v.State, age(v.Since), lease}
-	})
-}
-
-func showCounters(r reader, out *output) error {
-	s, err := stats(r)
-	if err != nil {
-		return err
-	}
-	return list(out, s.Verdicts, []column{left("VERDICT"), left("ACTION"), right("PACKETS")}, func(v lb.VerdictCount) []string {
-		return []string{v.Name, v.Action, total(v.Count)}
-	})
-}
-
-// flowLine has columns of fixed width, because flows are written as they are
-// read; 21 bytes hold the longest IPv4 address with its port.
-const flowLine = "%-21s  %-21s  %-21s  %-21s  %-12s  %9s  %9s  %11s  %13s  %11s  %13s\n"
-
-func showFlows(r reader, out *output) error {
-	var failed error
-	elements, n := array{out: out}, 0
-	if !out.json {
-		_, failed = fmt.Fprintf(out.w, flowLine, "CLIENT", "SERVICE", "SNAT", "BACKEND", "STATE", "AGE", "IDLE",
-			"PACKETS-IN", "BYTES-IN", "PACKETS-OUT", "BYTES-OUT")
-	}
-	if failed != nil {
-		return fmt.Errorf("writing the result: %w", failed)
-	}
-	err := r.Flows(func(f lb.Flow) bool {
-		n++
-		if out.json {
-			failed = elements.add(f)
-		} else {
-			_, failed = fmt.Fprintf(out.w, flowLine, f.Client, f.Service, f.SNAT, f.Backend, f.State, age(f.Age), age(f.Idle),
-				total(f.PacketsIn), total(f.BytesIn), total(f.PacketsOut), total(f.BytesOut))
-		}
-		return failed == nil
-	})
-	if failed != nil {
-		return fmt.Errorf("writing the result: %w", failed)
-	}
-	if err != nil {
-		return fmt.Errorf("reading the flow table: %w", err)
-	}
-	if out.json {
-		return elements.end()
-	}
-	noun := "flows"
-	if n == 1 {
-		noun = "flow"
-	}
-	_, err = fmt.Fprintf(out.w, "Found %d %s\n", n, noun)
-	return err
+		r.cells(v.Addr.String(), v.Router, count(v.VRID), count(v.Priority), v.State, age(v.Since), lease)
+	},
+		left("ADDRESS"), left("ROUTER"), right("VRID"), right("PRIORITY"), left("STATE"), right("SINCE"), right("LEASE"),
+	)
 }

@@ -7,10 +7,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/pgsteer/pgsteer/pkg/lb"
+	"github.com/pgsteer/pgsteer/pkg/stats/latency"
 	"github.com/pgsteer/pgsteer/pkg/vrrp"
 )
 
-// A metric is one metric family. Its values are made at scrape.
+// A metric is one metric family. Its values are made at scrape. kind says
+// nothing of a histogram.
 type metric struct {
 	name   string
 	desc   *prometheus.Desc
@@ -51,12 +53,20 @@ var (
 	flowOrphans   = gauge("pgsteer_flow_orphans", "Halves of flows without the other half at the last audit.")
 	flowCapacity  = gauge("pgsteer_flow_table_capacity", "Entries that the flow table holds; a flow takes two.")
 	flowAuditAge  = gauge("pgsteer_flow_audit_age_seconds", "Time since the last audit of the flow table.")
+	tableMemory   = gauge("pgsteer_datapath_memory_bytes", "Memory that all tables of the XDP program take together.")
 	backendActive = gauge("pgsteer_backend_active_connections", "Connections open now.", "service", "backend")
 	backendConns  = counter("pgsteer_backend_connections_total", "Connections ever given to the backend.", "service", "backend")
+	backendClosed = counter("pgsteer_backend_closed_total", "Connections of the backend that are over.", "service", "backend")
 	backendRefuse = counter("pgsteer_backend_refused_total", "Connections that the backend refused; others were asked in its place.", "service", "backend")
+	backendRedisp = counter("pgsteer_backend_redispatched_total", "Connections taken from the backend, because it refused or did not answer, and offered to others.", "service", "backend")
+	backendResets = counter("pgsteer_backend_resets_total", "Connections of the backend that ended by a reset, from either side.", "service", "backend")
+	backendEvict  = counter("pgsteer_backend_evicted_total", "Half-open connections of the backend that gave way to newer ones.", "service", "backend")
+	backendTime   = define(prometheus.UntypedValue, "pgsteer_backend_connect_duration_seconds", "Time from the SYN forwarded to the backend to its SYN-ACK.", "service", "backend")
 	backendBytes  = counter("pgsteer_backend_bytes_total", "IP bytes forwarded; in is towards the backend.", "service", "backend", "direction")
 	backendPkts   = counter("pgsteer_backend_packets_total", "Packets forwarded; in is towards the backend.", "service", "backend", "direction")
-	backendWeight = gauge("pgsteer_backend_weight", "Configured share of the connections.", "service", "backend")
+	backendWeight = gauge("pgsteer_backend_weight", "Share of the new connections.", "service", "backend")
+	backendLimit  = gauge("pgsteer_backend_max_connections", "Connections that the backend may have at a time; 0 is no limit.", "service", "backend")
+	backendBackup = gauge("pgsteer_backend_backup", "1 if the backend is used only while no other is up.", "service", "backend")
 	backendReach  = gauge("pgsteer_backend_reachable", "1 if the MAC address of the backend's next hop is known.", "service", "backend")
 
 	backendUp      = gauge("pgsteer_backend_up", "1 if the backend takes new connections.", "service", "backend")
@@ -119,6 +129,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	e(datapathUp, oneIf(s.DatapathErr == nil))
 	if s.DatapathErr == nil {
 		e.datapath(&s.Datapath)
+		connectTimes(ch, s.Datapath.Services)
 	}
 	e.backends(&s)
 	e.checks(&s)
@@ -140,11 +151,18 @@ func (e emitter) datapath(d *lb.DatapathStats) {
 	e(flowDrift, float64(d.Audit.Drift))
 	e(flowOrphans, float64(d.Audit.Orphans))
 	e(flowCapacity, float64(d.Audit.Capacity))
+	e(tableMemory, float64(d.Audit.Memory))
 	e(flowAuditAge, time.Duration(d.Audit.SweptAgo).Seconds())
 	for _, s := range d.Services {
 		for _, b := range s.Backends {
 			e(backendActive, float64(b.Active), s.Name, b.Name)
 			e(backendConns, float64(b.Total), s.Name, b.Name)
+			e(backendClosed, float64(b.Closed), s.Name, b.Name)
+			e(backendRedisp, float64(b.Redispatched), s.Name, b.Name)
+			e(backendResets, float64(b.Resets), s.Name, b.Name)
+			e(backendEvict, float64(b.Evicted), s.Name, b.Name)
+			e(backendLimit, float64(b.Limit), s.Name, b.Name)
+			e(backendBackup, oneIf(b.Backup), s.Name, b.Name)
 			e(backendRefuse, float64(b.Refused), s.Name, b.Name)
 			e(backendBytes, float64(b.BytesIn), s.Name, b.Name, "in")
 			e(backendBytes, float64(b.BytesOut), s.Name, b.Name, "out")
@@ -156,6 +174,25 @@ func (e emitter) datapath(d *lb.DatapathStats) {
 	}
 	for _, v := range d.VIPs {
 		e(vipLease, max(0, v.Lease.Seconds()), v.Router, v.Addr.String())
+	}
+}
+
+// connectTimes sends each backend's histogram, in the buckets that the datapath
+// counts in. A handshake that took 2^n microseconds to the nanosecond, which
+// Prometheus has in the bucket that ends there, is in the next one.
+func connectTimes(ch chan<- prometheus.Metric, services []lb.ServiceStats) {
+	for _, s := range services {
+		for _, b := range s.Backends {
+			var sum uint64
+			buckets := make(map[float64]uint64, lb.ConnectTimeBuckets)
+			for i, n := range b.ConnectTime {
+				sum += n
+				if i < lb.ConnectTimeBuckets-1 { // the last is what Prometheus calls +Inf
+					buckets[latency.UpperBound(i).Seconds()] = sum
+				}
+			}
+			ch <- prometheus.MustNewConstHistogram(backendTime.desc, sum, b.ConnectTimeSum.Seconds(), buckets, s.Name, b.Name)
+		}
 	}
 }
 

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"flag"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -94,7 +96,7 @@ func TestMetricsWithoutDatapath(t *testing.T) {
 			t.Errorf("%q is missing", want)
 		}
 	}
-	for _, absent := range []string{"pgsteer_backend_active_connections", "pgsteer_verdicts_total", "pgsteer_flow", "pgsteer_xdp_mode", "pgsteer_vip_lease"} {
+	for _, absent := range []string{"pgsteer_backend_active_connections", "pgsteer_verdicts_total", "pgsteer_flow", "pgsteer_xdp_mode", "pgsteer_vip_lease", "pgsteer_backend_connect", "pgsteer_datapath_memory"} {
 		if strings.Contains(got, absent) {
 			t.Errorf("%s is there", absent)
 		}
@@ -108,5 +110,56 @@ func TestMetricsOfEmptySnapshot(t *testing.T) {
 		if strings.Contains(line, "backend=") || strings.Contains(line, "router=") {
 			t.Errorf("unexpected %s", line)
 		}
+	}
+}
+
+// TestConnectTimeMetric checks that the histogram is one: cumulative, with an
+// end that counts all, and with the bounds in seconds.
+func TestConnectTimeMetric(t *testing.T) {
+	s := sample()
+	b := &s.Datapath.Services[0].Backends[0]
+	for i := range b.ConnectTime {
+		b.ConnectTime[i] = 1
+	}
+	b.ConnectTimeSum = 90 * time.Second
+	got := gather(t, s)
+	const name = `pgsteer_backend_connect_duration_seconds`
+	const labels = `backend="pooler1",service="postgres"`
+	for _, want := range []string{
+		"# TYPE " + name + " histogram\n",
+		name + `_bucket{` + labels + `,le="1e-06"} 1` + "\n",
+		name + `_bucket{` + labels + `,le="2e-06"} 2` + "\n",
+		name + `_bucket{` + labels + `,le="0.001024"} 11` + "\n",
+		name + `_bucket{` + labels + `,le="4.194304"} 23` + "\n",
+		name + `_bucket{` + labels + `,le="+Inf"} 24` + "\n",
+		name + `_sum{` + labels + "} 90\n",
+		name + `_count{` + labels + "} 24\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is missing", want)
+		}
+	}
+	if n := strings.Count(got, name+"_bucket{"+labels); n != lb.ConnectTimeBuckets {
+		t.Errorf("%d buckets", n)
+	}
+}
+
+// BenchmarkScrape scrapes a node with 64 backends.
+func BenchmarkScrape(b *testing.B) {
+	s := sample()
+	s.Datapath.Services = s.Datapath.Services[:1]
+	backends := &s.Datapath.Services[0].Backends
+	for i := len(*backends); i < lb.MaxBackends; i++ {
+		next := (*backends)[0]
+		next.Name = "backend" + strconv.Itoa(i)
+		*backends = append(*backends, next)
+		s.Backends = append(s.Backends, lb.BackendStatus{Service: "postgres", Name: next.Name})
+	}
+	handler, err := newHandler(Config{Snapshot: func() Snapshot { return s }, Log: discard})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		get(handler, "/metrics")
 	}
 }

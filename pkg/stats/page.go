@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgsteer/pgsteer/pkg/health"
 	"github.com/pgsteer/pgsteer/pkg/lb"
+	"github.com/pgsteer/pgsteer/pkg/stats/latency"
 )
 
 // refreshSeconds is how often the page loads itself again.
@@ -45,14 +46,22 @@ type serviceTable struct {
 type backendRow struct {
 	Class                 string // of the table row: its colour
 	Name, Address         string
-	Active, Total         string
-	Refused               string
+	Active                string
+	Limit, LimitTitle     string
+	Total                 string
+	Closed                string // shown when pointed at
+	Refused, Redispatched string
+	Resets, Evicted       string
+	ConnectP50            string
+	ConnectP99            string
 	BytesIn, BytesOut     size
-	PacketsIn, PacketsOut string
+	PacketsIn, PacketsOut string // shown when pointed at
 	Status, StatusTitle   string
 	Check, CheckTitle     string
-	Weight                string
-	Checks, Failures      string
+	Weight, WeightTitle   string
+	Backup                bool
+	Checks                string // shown when pointed at
+	Failures              string
 	Downs, Downtime       string
 	NextHop               string
 }
@@ -134,6 +143,7 @@ func process(s *Snapshot) []fact {
 		fact{"XDP mode", d.Mode, ""},
 		fact{"Active connections", grouped(active), ""},
 		fact{"Flow table", fmt.Sprintf("%s of %s flows", grouped(a.Flows), grouped(a.Capacity/2)), "closed flows that still rest there included"},
+		fact{"Table memory", size(a.Memory).String(), "all tables of the XDP program together"},
 		fact{"Count drift", grouped(a.Drift), "active counts against a recount of the flow table; 0 is right"},
 		fact{"Last audit", brief(time.Duration(a.SweptAgo)) + " ago", ""},
 	)
@@ -157,6 +167,7 @@ func serviceTables(s *Snapshot) []serviceTable {
 	for _, svc := range s.Datapath.Services {
 		t := serviceTable{Name: svc.Name, Address: svc.Addr.String(), Scheduler: svc.Scheduler.String()}
 		var sum lb.BackendStats
+		var connect latency.Histogram
 		var sumChecks, sumFailures, sumDowns uint64
 		up, weight := 0, 0
 		for _, b := range svc.Backends {
@@ -174,7 +185,12 @@ func serviceTables(s *Snapshot) []serviceTable {
 			weight += int(b.Weight)
 			sum.Active += b.Active
 			sum.Total += b.Total
+			sum.Closed += b.Closed
 			sum.Refused += b.Refused
+			sum.Redispatched += b.Redispatched
+			sum.Resets += b.Resets
+			sum.Evicted += b.Evicted
+			connect.Add((*latency.Histogram)(&b.ConnectTime))
 			sum.BytesIn += b.BytesIn
 			sum.BytesOut += b.BytesOut
 			sum.PacketsIn += b.PacketsIn
@@ -184,7 +200,9 @@ func serviceTables(s *Snapshot) []serviceTable {
 			sumDowns += st.Transitions
 		}
 		t.Sum = backendRow{
-			Active: grouped(sum.Active), Total: grouped(sum.Total), Refused: grouped(sum.Refused),
+			Active: grouped(sum.Active), Total: grouped(sum.Total), Closed: grouped(sum.Closed),
+			Refused: grouped(sum.Refused), Redispatched: grouped(sum.Redispatched), Resets: grouped(sum.Resets), Evicted: grouped(sum.Evicted),
+			ConnectP50: connect.Text(0.5), ConnectP99: connect.Text(0.99),
 			BytesIn: size(sum.BytesIn), BytesOut: size(sum.BytesOut),
 			PacketsIn: grouped(sum.PacketsIn), PacketsOut: grouped(sum.PacketsOut),
 			Status: fmt.Sprintf("%d of %d up", up, len(svc.Backends)),
@@ -197,18 +215,33 @@ func serviceTables(s *Snapshot) []serviceTable {
 }
 
 func newBackendRow(now time.Time, b lb.BackendStats, st lb.BackendStatus, c health.TargetStatus, checked bool) backendRow {
+	connect := latency.Histogram(b.ConnectTime)
 	row := backendRow{
 		Class: class(st.State, c, checked), Name: b.Name, Address: b.Addr.String(),
-		Active: grouped(b.Active), Total: grouped(b.Total), Refused: grouped(b.Refused),
+		Active: grouped(b.Active), Limit: "-", Total: grouped(b.Total), Closed: grouped(b.Closed),
+		Refused: grouped(b.Refused), Redispatched: grouped(b.Redispatched), Resets: grouped(b.Resets), Evicted: grouped(b.Evicted),
+		ConnectP50: connect.Text(0.5), ConnectP99: connect.Text(0.99),
 		BytesIn: size(b.BytesIn), BytesOut: size(b.BytesOut),
 		PacketsIn: grouped(b.PacketsIn), PacketsOut: grouped(b.PacketsOut),
 		Status:      brief(now.Sub(st.Since)) + " " + statusWord(st.State, c, checked),
 		StatusTitle: "since " + st.Since.Format(time.RFC3339) + ": " + st.Reason,
 		Check:       "none",
-		Weight:      strconv.Itoa(int(b.Weight)),
-		Checks:      grouped(c.Checks), Failures: grouped(c.Failures),
+		Weight:      strconv.Itoa(int(b.Weight)), Backup: b.Backup,
+		Checks: grouped(c.Checks), Failures: grouped(c.Failures),
 		Downs: grouped(st.Transitions), Downtime: brief(st.Downtime),
 		NextHop: "next hop " + b.MAC,
+	}
+	if b.Limit > 0 {
+		row.Limit = grouped(int64(b.Limit))
+	}
+	// Marked where the operator's word differs from the configuration.
+	if st.Weight != st.ConfiguredWeight {
+		row.Weight += "*"
+		row.WeightTitle = fmt.Sprintf("configured %d, changed by %s", st.ConfiguredWeight, st.By)
+	}
+	if st.MaxConnections != st.ConfiguredMaxConnections {
+		row.Limit += "*"
+		row.LimitTitle = fmt.Sprintf("configured %d, changed by %s", st.ConfiguredMaxConnections, st.By)
 	}
 	if !b.Reachable {
 		row.NextHop = "next hop unknown"

@@ -46,15 +46,18 @@ func TestPage(t *testing.T) {
 	words := text(page)
 	for _, want := range []string{
 		"statistics report for pid 4711",
-		"Uptime 1d1h", "XDP mode native", "Active connections 1043", "Flow table 1050 of 262144 flows", "Count drift 0",
+		"Uptime 1d1h", "XDP mode native", "Active connections 1048", "Flow table 1050 of 262144 flows", "Table memory 123 MB", "Count drift 0",
 		"192.168.1.100 is owned by this node",
 		"main 51 101 active 1h0m 192.168.1.100 287ms 192.168.1.11, 1h0m ago 100 100ms 36000 1234 7 2 254",
 		"postgres 192.168.1.100:5432, leastconn",
-		"pooler1 192.168.1.5:6432 1022 41003 41 96.2 MB 4.05 GB 492036 410030 1d1h UP postgres: ok in 1.23ms 1 45000 0 0 0s",
-		"1m30s UP, failed 1 of 3 postgres: no answer within 1s in 1.0s 1 45000 12 2 1m15s",
+		"pooler1 192.168.1.5:6432 1022 4000 41003 41 82 410 20 &lt;128µs &lt;2.05ms 96.2 MB 4.05 GB 1d1h UP postgres: ok in 1.23ms 1 0 0 0s",
+		"pooler3 backup 192.168.1.5:6434 0 4000 7 0 0 0 0 &lt;128µs &lt;256µs 16.4 kB 691 kB 4.0s DOWN, passed 1 of 2 postgres: ok in 2ms 1 3 1 4.0s",
+		"p6 [2001:db8::5]:6432 5 - 9 0 0 0 0 - - 0 B 0 B",
+		"six [2001:db8::100]:5432, random2",
+		"1m30s UP, failed 1 of 3 postgres: no answer within 1s in 1.0s 1 12 2 1m15s",
 		"4.0s DOWN, passed 1 of 2 postgres: ok in 2ms",
-		"1d1h DOWN, no next hop postgres: 57P03 the database system is starting up &lt;b&gt; in 3ms 256 45000 45000 0 1d1h",
-		"Sum 1043 82012", "2 of 3 up",
+		"1d1h DOWN, no next hop postgres: 57P03 the database system is starting up &lt;b&gt; in 3ms 256 45000 0 1d1h",
+		"Sum 1043 82012 82 164 820 40 &lt;128µs &lt;2.05ms 192 MB 8.10 GB 2 of 3 up 3 15 3",
 		"Service reports has no backend that is up: new connections are refused.",
 		"Dropped Packets drop_fenced 0 drop_ttl 3",
 		"Taken at 2026-03-04T12:00:00Z",
@@ -64,8 +67,8 @@ func TestPage(t *testing.T) {
 		}
 	}
 	for _, want := range []string{
-		`<tr class="up"><td>pooler1<`, `<tr class="going-down"><td>pooler2<`, `<tr class="going-up"><td>pooler3<`, `<tr class="down"><td>reports1<`,
-		`<p class="owner active">`, `title="ttl 2, vrid 5"`, `title="next hop 02:00:00:00:01:05"`, `title="96152035 bytes"`,
+		`<tr class="up"><td>pooler1<`, `<tr class="going-down"><td>pooler2<`, `<tr class="going-up"><td>pooler3 <small`, `<tr class="down"><td>reports1<`,
+		`<p class="owner active">`, `title="ttl 2, vrid 5"`, `title="next hop 02:00:00:00:01:05"`, "title=\"39\u2009981 of them closed\"", "title=\"of 45\u2009000 checks\"", "title=\"96152035 bytes in 492\u2009036 packets\"",
 		`<meta http-equiv="refresh" content="5">`, `<a href="?norefresh">`,
 	} {
 		if !strings.Contains(page, want) {
@@ -74,6 +77,25 @@ func TestPage(t *testing.T) {
 	}
 	if strings.Contains(page, "<script") || strings.Contains(page, "ZgotmplZ") {
 		t.Error("page holds a script or a value that the template refused")
+	}
+}
+
+// TestPageOverrides checks that what an operator changed is told from what is
+// configured.
+func TestPageOverrides(t *testing.T) {
+	s := sample()
+	st := &s.Backends[0]
+	st.By, st.Weight, st.ConfiguredWeight, st.MaxConnections, st.ConfiguredMaxConnections = "uid 1000", 5, 1, 0, 4000
+	b := &s.Datapath.Services[0].Backends[0]
+	b.Weight, b.Limit = 5, 0
+	page := render(t, s, false)
+	for _, want := range []string{
+		`<td class="n" title="configured 1, changed by uid 1000">5*</td>`,
+		`<td class="n" title="configured 4000, changed by uid 1000">-*</td>`,
+	} {
+		if strings.Count(page, want) != 1 {
+			t.Errorf("%s is not in the page once", want)
+		}
 	}
 }
 

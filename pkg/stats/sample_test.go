@@ -22,7 +22,10 @@ func sample() Snapshot {
 	backend := func(name, addr string, state lb.State, active int64, total uint64) lb.BackendStats {
 		return lb.BackendStats{
 			Name: name, Addr: addrPort(addr), State: state, Weight: 1, Reachable: true, MAC: "02:00:00:00:01:05",
-			Active: active, Total: total, Refused: total / 1000, PacketsIn: total * 12, BytesIn: total * 2345, PacketsOut: total * 10, BytesOut: total * 98765,
+			Limit: 4000, Backup: name == "pooler3", Closed: total - uint64(active), Redispatched: total / 500, Resets: total / 100, Evicted: total / 2000,
+			ConnectTime:    [lb.ConnectTimeBuckets]uint64{0: total % 5, 7: total / 2, 8: total / 3, 11: total / 50, 23: total / 20000},
+			ConnectTimeSum: time.Duration(total) * 130 * time.Microsecond,
+			Active:         active, Total: total, Refused: total / 1000, PacketsIn: total * 12, BytesIn: total * 2345, PacketsOut: total * 10, BytesOut: total * 98765,
 		}
 	}
 	status := func(service, name string, state lb.State, age time.Duration, reason string, downs uint64, downtime time.Duration) lb.BackendStatus {
@@ -47,13 +50,16 @@ func sample() Snapshot {
 					backend("pooler3", "192.168.1.5:6434", lb.Down, 0, 7),
 				}},
 				{Name: "reports", Addr: addrPort("192.168.1.100:5433"), Backends: []lb.BackendStats{unreachable}},
+				{Name: "six", Addr: addrPort("[2001:db8::100]:5432"), Scheduler: lb.RandomTwo, Backends: []lb.BackendStats{
+					{Name: "p6", Addr: addrPort("[2001:db8::5]:6432"), State: lb.Up, Weight: 1, Reachable: true, Active: 5, Total: 9, Closed: 4},
+				}},
 			},
 			VIPs: []lb.VIPStats{{Addr: lanIP, Router: "main", VRID: 51, Priority: 101, State: "active", Since: time.Hour, Lease: 287 * time.Millisecond}},
 			Verdicts: []lb.VerdictCount{
 				{Name: "pass_arp", Action: "pass", Count: 1200}, {Name: "tx_new", Action: "tx", Count: 82012},
 				{Name: "tx_forward", Action: "tx", Count: 9840012}, {Name: "drop_fenced", Action: "drop"}, {Name: "drop_ttl", Action: "drop", Count: 3},
 			},
-			Audit: lb.Audit{Flows: 1050, Live: 1043, Drift: 0, Orphans: 0, Capacity: 524288, SweptAgo: int64(400 * time.Millisecond)},
+			Audit: lb.Audit{Flows: 1050, Live: 1043, Drift: 0, Orphans: 0, Capacity: 524288, Memory: 123_456_789, SweptAgo: int64(400 * time.Millisecond)},
 		},
 		Backends: []lb.BackendStatus{
 			status("postgres", "pooler1", lb.Up, 25*time.Hour, "ok", 0, 0),
