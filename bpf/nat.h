@@ -145,6 +145,8 @@ static __noinline enum verdict nat_open(struct scratch *s,
 	half_init(forward, o, 0);
 	forward->flags = FLOW_FORWARD;
 	forward->ticket = o->ticket;
+	/* Unrolled: before kernel 6.4 there may be no calls inside a loop. */
+#pragma clang loop unroll(full)
 	for (int i = 0; i < BACKEND_TRIES; i++) {
 		struct backend *backend;
 		__u32 index;
