@@ -214,7 +214,7 @@ static __noinline enum verdict handle_miss(struct xdp_md *ctx, struct packet *p,
 /*
  * A SYN for a flow that there is: the same SYN again, which may be offered to
  * another backend, or a new connection from an old one's port, which is
- * scheduled afresh.
+ * scheduled afresh. The verdict is VERDICTS then: the flow is gone.
  */
 static __noinline enum verdict handle_syn(struct xdp_md *ctx, struct packet *p,
 					  struct flow *half)
@@ -246,9 +246,8 @@ static __noinline enum verdict handle_syn(struct xdp_md *ctx, struct packet *p,
 	 */
 	if (!flow_take(half))
 		return DROP_RACE;
-	flags = half->vip;
 	flow_remove(half, &p->key);
-	return handle_miss(ctx, p, flags);
+	return VERDICTS;
 }
 
 static __always_inline enum verdict handle_flow(struct xdp_md *ctx,
@@ -347,8 +346,12 @@ static __always_inline enum verdict handle_ip(struct xdp_md *ctx,
 		p.key.sport = p.tcp->source;
 		p.key.dport = p.tcp->dest;
 		half = bpf_map_lookup_elem(&flows, &p.key);
-		if (half)
-			return handle_flow(ctx, &p, half);
+		if (half) {
+			enum verdict flow = handle_flow(ctx, &p, half);
+
+			if (flow != VERDICTS)
+				return flow;
+		}
 	}
 	vip = bpf_map_lookup_elem(&vips, &p.key.daddr);
 	if (!vip)

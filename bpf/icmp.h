@@ -122,19 +122,28 @@ static __always_inline bool was_sent_on(const struct flow_key *key)
 }
 
 /*
- * A client whose SYN is answered by an error gives up, and there may be other
- * backends: let it send the SYN again, which is offered to one of them.
+ * Whether it is about a SYN that no backend has accepted. A client that is told
+ * gives up, and there may be other backends: it is to send the SYN again, which
+ * is offered to one of them. Meanwhile this one counts as having refused it.
  */
-static __always_inline bool is_about_syn(const struct flow *half)
+static __noinline bool syn_failed(const struct packet *p,
+				  const struct flow *half, __be32 seq)
 {
-	struct flow_key key;
+	struct flow_key key = flow_peer_key(half);
 	struct flow *forward;
+	struct handshake *syn;
 
 	if (half->flags & FLOW_FORWARD)
 		return false;
-	key = flow_peer_key(half);
 	forward = bpf_map_lookup_elem(&flows, &key);
-	return forward && !(forward->flags & FLOW_SYN_ACK);
+	if (!forward ||
+	    forward->flags & (FLOW_SYN_ACK | FLOW_ESTABLISHED | FLOW_CLOSED))
+		return false;
+	syn = handshake_of(forward);
+	/* Who is blind would have to guess this number (RFC 5927, 4.1). */
+	if (syn && syn->seq == seq)
+		suspect_backend(forward->backend, p->now);
+	return true;
 }
 
 /*
@@ -215,7 +224,8 @@ static __noinline enum verdict handle_icmp(struct xdp_md *ctx, struct packet *p)
 		return was_sent_on(&p->key) ? DROP_ICMP : PASS_NOT_TCP;
 	if (!leased(half->vip, p->now))
 		return DROP_FENCED;
-	if (is_too_big(e) ? path_mtu(e) < MIN_PATH_MTU : is_about_syn(half))
+	if (is_too_big(e) ? path_mtu(e) < MIN_PATH_MTU :
+			    syn_failed(p, half, e->seq))
 		return DROP_ICMP;
 	if (ip_hops(p->ip) <= 1)
 		return DROP_TTL;

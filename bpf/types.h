@@ -176,7 +176,7 @@ struct load {
 	__s64 credit[MAX_BACKENDS]; /* of round robin */
 	__u64 total[MAX_BACKENDS];
 	__u64 suspect[MAX_BACKENDS]; /* last choice until then: it refused */
-	__u64 refused[MAX_BACKENDS]; /* SYNs answered by a reset */
+	__u64 refused[MAX_BACKENDS]; /* SYNs answered by a reset or an ICMP error */
 	__u64 redispatched[MAX_BACKENDS]; /* flows offered to others */
 	__u64 resets[MAX_BACKENDS]; /* flows that ended by one */
 	__u64 evicted[MAX_BACKENDS]; /* half-open flows that gave way */

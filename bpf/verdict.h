@@ -42,7 +42,7 @@ enum verdict {
 	DROP_IP_OPTIONS, /* IPv4 options or IPv6 extension headers */
 	DROP_FRAGMENT,
 	DROP_TCP_HEADER, /* malformed or truncated */
-	DROP_ICMP, /* an error about nothing that was sent from here */
+	DROP_ICMP, /* an error not believed, or kept from the client */
 	DROP_TTL,
 	DROP_NOT_ALLOWED, /* a client from outside the service's networks */
 	DROP_SYN_SOURCE, /* too many SYNs from this source */

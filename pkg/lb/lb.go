@@ -171,7 +171,7 @@ type BackendStats struct {
 	Active    int64          `json:"active"`    // flows open now; exact
 	Total     uint64         `json:"total"`     // flows ever scheduled to it
 	Closed    uint64         `json:"closed"`    // of these, flows that are over
-	Refused   uint64         `json:"refused"`   // SYNs it answered by a reset; others were asked
+	Refused   uint64         `json:"refused"`   // SYNs it answered by a reset or an ICMP error; others were asked
 	// Redispatched counts the flows that were taken from it, because it refused
 	// or did not answer, and offered to others.
 	Redispatched uint64 `json:"redispatched"`
