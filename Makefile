@@ -2,7 +2,7 @@
 
 # The clang that builds the BPF objects is named in one place, the go:generate
 # line. This major version is what .ci/packages installs and lint formats with.
-CLANG_MAJOR := $(shell sed -n 's,^//go:generate.* -cc clang-\([0-9]*\) .*,\1,p' pkg/xdp/gen.go)
+CLANG_MAJOR := $(shell sed -n 's,^//go:generate.* -cc clang-\([0-9]*\) .*,\1,p' pkg/xdp/gen.go | sort -u)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -50,7 +50,7 @@ need-root-%:
 
 # Static binaries: they run on the VMs of vagrant/ whatever libc those have.
 .PHONY: build
-build: check-go ## build the four programs into build/bin
+build: check-go ## build the programs into build/bin
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/ ./cmd/...
 
@@ -81,7 +81,7 @@ lint: deps-lint check-go ## formatting, vet, staticcheck, layering, BPF style, s
 .PHONY: fmt
 fmt: deps-lint check-go ## format Go and BPF sources in place
 	gofmt -w cmd deploy internal pkg
-	clang-format-$(CLANG_MAJOR) -i bpf/*.[ch]
+	clang-format-$(CLANG_MAJOR) -i bpf/*.[ch] bpf/bench/*.c
 
 # Packaging uses this with DESTDIR; by hand, run systemctl daemon-reload,
 # systemd-sysusers, systemd-tmpfiles --create and sysctl --system afterwards.
@@ -113,9 +113,14 @@ stage: build
 vmtest: deps-vmtest check-go ## the datapath's packet tests on Debian's 6.1 and 6.12 kernels, in VMs
 	@.ci/vmtest $(KERNELS)
 
-.PHONY: bench chaos deb
-bench: ## (not there yet) compare with the classic stack
-	@echo "make bench: there are no benchmarks yet" >&2; exit 1
+# One name or the beginning of several: make bench BENCH=datapath.forward
+# Standard output has the results alone, a JSON object a line.
+.PHONY: bench
+bench: need-root-bench ## as root: measure against the classic stack (BENCH=name)
+	@$(MAKE) --no-print-directory deps-run+bench build >&2
+	@$(BIN)/pgsteer-bench $(BENCH)
+
+.PHONY: chaos deb
 chaos: ## (not there yet) long fault tests
 	@echo "make chaos: there are no long fault tests yet; make test has the short ones" >&2; exit 1
 deb: ## (not there yet) Debian packages

@@ -26,7 +26,8 @@ var floors = [][]string{
 	{"pkg/lb", "pkg/health", "pkg/pooler"},
 	{"pkg/xdp", "pkg/flowsync"},
 	{"pkg/config", "pkg/stats", "pkg/lab", "pkg/admin", "pkg/capture"},
-	{"cmd/pgsteerd", "cmd/pgsteer-pooler", "cmd/pgsteer", "cmd/pgsteer-lab", "deploy", "internal/layering"},
+	{"pkg/bench"},
+	{"cmd/pgsteerd", "cmd/pgsteer-pooler", "cmd/pgsteer", "cmd/pgsteer-lab", "cmd/pgsteer-bench", "deploy", "internal/layering"},
 }
 
 // onlyFor names the rooms that may be imported by some of those above them
@@ -39,9 +40,9 @@ var onlyFor = map[string][]string{
 // of its path. A library that is not listed may not be imported at all. Tests
 // may use any listed library: they play the other side.
 var owners = map[string][]string{
-	"github.com/cilium/ebpf":           {"pkg/xdp", "pkg/capture"},
-	"github.com/vishvananda/netlink":   {"pkg/vrrp", "pkg/xdp", "pkg/lab", "pkg/capture"},
-	"github.com/vishvananda/netns":     {"pkg/vrrp", "pkg/xdp", "pkg/lab"},
+	"github.com/cilium/ebpf":           {"pkg/xdp", "pkg/capture", "pkg/bench"},
+	"github.com/vishvananda/netlink":   {"pkg/vrrp", "pkg/xdp", "pkg/lab", "pkg/capture", "pkg/bench"},
+	"github.com/vishvananda/netns":     {"pkg/vrrp", "pkg/xdp", "pkg/lab", "pkg/bench"},
 	"github.com/mdlayher/arp":          {"pkg/vrrp"},
 	"github.com/mdlayher/ethernet":     {"pkg/vrrp"},
 	"github.com/mdlayher/ndp":          {"pkg/vrrp"},
