@@ -312,39 +312,21 @@ static __always_inline enum verdict check_headers(struct xdp_md *ctx,
 
 static __always_inline enum verdict handle_ip(struct xdp_md *ctx,
 					      struct cursor *c,
-					      struct ethhdr *eth,
+					      struct ethhdr *eth, ip_header *ip,
 					      const struct l2 *l2)
 {
-	struct packet p = { .eth = eth, .l2 = *l2 };
+	struct packet p = { .eth = eth, .ip = ip, .l2 = *l2 };
 	enum verdict verdict;
 	struct flow *half;
 	struct vip *vip;
-	__u32 *filter;
-	__u32 last;
 
-	p.ip = parse_ip(c);
-	if (!p.ip)
-		return PASS_TRUNCATED;
-#ifdef PGSTEER_IPV6
-	if (p.ip->nexthdr == IPPROTO_ICMPV6) {
-		verdict = handle_neighbour(*c);
-		if (verdict != PASS_ETHERTYPE)
-			return verdict;
-	}
-#endif
-	last = addr_last_byte(ip_daddr(p.ip));
-	filter = bpf_map_lookup_elem(&vip_filter, &last);
-	if (!filter || !*filter)
-		return PASS_NOT_VIP;
 	if (!mac_is_own(eth->h_dest))
 		return PASS_NOT_MINE;
-	p.key.saddr = *ip_saddr(p.ip);
-	p.key.daddr = *ip_daddr(p.ip);
+	key_set_addrs(&p.key, p.ip);
 	p.now = bpf_jiffies64();
 	verdict = check_headers(ctx, c, &p);
 	if (verdict == TX_FORWARD) {
-		p.key.sport = p.tcp->source;
-		p.key.dport = p.tcp->dest;
+		key_set_ports(&p.key, p.tcp);
 		half = bpf_map_lookup_elem(&flows, &p.key);
 		if (half) {
 			enum verdict flow = handle_flow(ctx, &p, half);
@@ -361,6 +343,25 @@ static __always_inline enum verdict handle_ip(struct xdp_md *ctx,
 	if (verdict != TX_FORWARD)
 		return verdict;
 	return handle_miss(ctx, &p, vip->index);
+}
+
+/* Whether an address is worth looking up. */
+static __always_inline bool may_be_vip(const struct addr *addr)
+{
+	__u32 last = addr_last_byte(addr);
+	__u32 *filter = bpf_map_lookup_elem(&vip_filter, &last);
+
+	return filter && *filter;
+}
+
+/*
+ * What most packets are: for no VIP, which is seen at first sight. They do not
+ * pay for the way through finish().
+ */
+static __always_inline int pass_stranger(void)
+{
+	count_verdict(PASS_NOT_VIP);
+	return XDP_PASS;
 }
 
 static __always_inline struct cursor cursor_of(struct xdp_md *ctx)
@@ -383,7 +384,7 @@ static __always_inline __be16 parse_frame(struct cursor *c, struct ethhdr **eth,
 	if (!*eth)
 		return 0;
 	l2->len = sizeof(**eth);
-	proto = (*eth)->h_proto;
+	proto = eth_proto(*eth);
 	return parse_tags(c, l2, &proto) ? proto : 0;
 }
 
@@ -393,12 +394,24 @@ SEC("xdp")
 int balancer6(struct xdp_md *ctx)
 {
 	struct cursor c = cursor_of(ctx);
+	enum verdict verdict;
 	struct ethhdr *eth;
 	struct l2 l2 = {};
+	ip_header *ip;
 
 	if (parse_frame(&c, &eth, &l2) != bpf_htons(ETH_P_IPV6))
 		return finish(ctx, PASS_ETHERTYPE);
-	return finish(ctx, handle_ip(ctx, &c, eth, &l2));
+	ip = parse_ip(&c);
+	if (!ip)
+		return finish(ctx, PASS_TRUNCATED);
+	if (ip->nexthdr == IPPROTO_ICMPV6) {
+		verdict = handle_neighbour(c);
+		if (verdict != PASS_ETHERTYPE)
+			return finish(ctx, verdict);
+	}
+	if (!may_be_vip(ip_daddr(ip)))
+		return pass_stranger();
+	return finish(ctx, handle_ip(ctx, &c, eth, ip, &l2));
 }
 
 #else
@@ -410,13 +423,21 @@ int balancer(struct xdp_md *ctx)
 	enum verdict verdict = PASS_ETHERTYPE;
 	struct ethhdr *eth;
 	struct l2 l2 = {};
+	ip_header *ip;
 
 	switch (parse_frame(&c, &eth, &l2)) {
 	case 0:
 		verdict = PASS_TRUNCATED;
 		break;
 	case bpf_htons(ETH_P_IP):
-		verdict = handle_ip(ctx, &c, eth, &l2);
+		ip = parse_ip(&c);
+		if (!ip) {
+			verdict = PASS_TRUNCATED;
+			break;
+		}
+		if (!may_be_vip(ip_daddr(ip)))
+			return pass_stranger();
+		verdict = handle_ip(ctx, &c, eth, ip, &l2);
 		break;
 	case bpf_htons(ETH_P_IPV6):
 		bpf_tail_call(ctx, &programs, PROGRAM_IPV6);

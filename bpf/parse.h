@@ -131,6 +131,12 @@ static __always_inline __u8 tcp_flags(const struct tcphdr *tcp)
 typedef __u32 __attribute__((may_alias)) mac_head;
 typedef __u16 __attribute__((may_alias)) mac_tail;
 
+/* A type field, in one load: struct ethhdr is packed, which makes it two. */
+static __always_inline __be16 eth_proto(const struct ethhdr *eth)
+{
+	return *(const mac_tail *)((const void *)eth + 12);
+}
+
 static __always_inline void mac_copy(void *to, const void *from)
 {
 	*(mac_head *)to = *(const mac_head *)from;

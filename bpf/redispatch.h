@@ -80,7 +80,9 @@ static __noinline enum verdict redispatch_refused(struct xdp_md *ctx,
 	struct handshake *syn;
 	enum verdict verdict;
 
-	if (!half || half->flags & (FLOW_SYN_ACK | FLOW_CLOSED))
+	/* After a FIN the flow has no ticket any more, but a number like one. */
+	if (!half ||
+	    half->flags & (FLOW_SYN_ACK | FLOW_FIN_CLIENT | FLOW_CLOSED))
 		return TX_REVERSE;
 	syn = handshake_of(half);
 	/* A blind reset would have to guess this number (RFC 5961, 3.2). */

@@ -62,17 +62,22 @@ struct {
 	__type(value, __u64);
 } verdicts SEC(".maps");
 
-/*
- * Global, and not inlined, for those who watch: `pgsteer capture` hooks in here
- * to see the packet as it leaves together with its verdict.
- */
-__noinline int finish(struct xdp_md *ctx, enum verdict verdict)
+static __always_inline void count_verdict(enum verdict verdict)
 {
 	__u32 index = verdict;
 	__u64 *count = bpf_map_lookup_elem(&verdicts, &index);
 
 	if (count)
 		(*count)++;
+}
+
+/*
+ * Global, and not inlined, for those who watch: `pgsteer capture` hooks in here
+ * to see the packet as it leaves together with its verdict.
+ */
+__noinline int finish(struct xdp_md *ctx, enum verdict verdict)
+{
+	count_verdict(verdict);
 	if (verdict < TX_NEW)
 		return XDP_PASS;
 	if (verdict >= DROP_FENCED)
