@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -18,16 +19,17 @@ import (
 // others hold the rtnetlink lock.
 const netlinkTimeout = 5 * time.Second
 
-// kernel manages the addresses of one interface by rtnetlink. Its sockets
-// belong to the network namespace in which it was opened, whatever thread uses
-// them later.
+// kernel manages the addresses of one interface and one family by rtnetlink.
+// Its sockets belong to the network namespace in which it was opened, whatever
+// thread uses them later.
 type kernel struct {
 	handle *netlink.Handle
 	link   netlink.Link
-	events *nl.NetlinkSocket // IPv4 addresses coming and going
+	ipv6   bool              // the family
+	events *nl.NetlinkSocket // addresses of the family coming and going
 }
 
-func openKernel(device string) (*kernel, error) {
+func openKernel(device string, ipv6 bool) (*kernel, error) {
 	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("opening rtnetlink: %w", err)
@@ -41,12 +43,16 @@ func openKernel(device string) (*kernel, error) {
 		handle.Close()
 		return nil, fmt.Errorf("looking up interface %s: %w", device, err)
 	}
-	events, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_IFADDR)
+	group := uint(unix.RTNLGRP_IPV4_IFADDR)
+	if ipv6 {
+		group = unix.RTNLGRP_IPV6_IFADDR
+	}
+	events, err := nl.Subscribe(unix.NETLINK_ROUTE, group)
 	if err != nil {
 		handle.Close()
 		return nil, fmt.Errorf("subscribing to address changes: %w", err)
 	}
-	return &kernel{handle: handle, link: link, events: events}, nil
+	return &kernel{handle: handle, link: link, ipv6: ipv6, events: events}, nil
 }
 
 // close may be called twice.
@@ -58,7 +64,7 @@ func (k *kernel) close() {
 // index of the interface.
 func (k *kernel) index() int { return k.link.Attrs().Index }
 
-// list returns the IPv4 addresses of the interface.
+// list returns the family's addresses of the interface.
 func (k *kernel) list() ([]netip.Prefix, error) {
 	addrs, err := k.listAddrs(k.link)
 	if err != nil {
@@ -76,8 +82,12 @@ func (k *kernel) list() ([]netip.Prefix, error) {
 // listAddrs lists the addresses of link, or of all interfaces when it is nil,
 // again when another's change made the answer inconsistent.
 func (k *kernel) listAddrs(link netlink.Link) (addrs []netlink.Addr, err error) {
+	family := netlink.FAMILY_V4
+	if k.ipv6 {
+		family = netlink.FAMILY_V6
+	}
 	for range 5 {
-		addrs, err = k.handle.AddrList(link, netlink.FAMILY_V4)
+		addrs, err = k.handle.AddrList(link, family)
 		if !errors.Is(err, netlink.ErrDumpInterrupted) {
 			break
 		}
@@ -89,7 +99,11 @@ func (k *kernel) listAddrs(link netlink.Link) (addrs []netlink.Addr, err error) 
 }
 
 // elsewhere returns the name of another interface that has the address, or "".
+// A link-local address means another host on each link.
 func (k *kernel) elsewhere(a netip.Addr) (string, error) {
+	if a.Is6() && a.IsLinkLocalUnicast() {
+		return "", nil
+	}
 	addrs, err := k.listAddrs(nil)
 	if err != nil {
 		return "", err
@@ -111,9 +125,21 @@ func (k *kernel) elsewhere(a netip.Addr) (string, error) {
 // add puts an address on the interface; that it is there already is no error.
 // It brings no route: the LAN's comes from the node's own address, and a second
 // one could become the preferred source of the node's own traffic.
+//
+// An IPv6 address skips duplicate address detection, which would keep it
+// unusable for a second or more, and would give it up when the node that had it
+// until now still answers; who owns it is for the election to say. And it is
+// deprecated from the start (preferred for no time, valid for ever): it answers
+// whoever asks for it, but as the source of the node's own traffic any other
+// address goes before it (RFC 6724 section 5, rule 3). Otherwise a long prefix
+// length would make it the first choice (rule 8).
 func (k *kernel) add(p netip.Prefix) error {
 	addr := &netlink.Addr{
 		IPNet: toIPNet(p), Scope: int(netlink.SCOPE_UNIVERSE), Flags: unix.IFA_F_NOPREFIXROUTE,
+	}
+	if k.ipv6 {
+		addr.Flags |= unix.IFA_F_NODAD
+		addr.PreferedLft, addr.ValidLft = 0, math.MaxUint32 // seconds; the greatest number is for ever
 	}
 	if err := k.handle.AddrAdd(k.link, addr); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("adding %v to %s: %w", p, k.link.Attrs().Name, err)
@@ -152,7 +178,7 @@ func (k *kernel) hardware() (net.HardwareAddr, error) {
 	return link.Attrs().HardwareAddr, nil
 }
 
-// watch puts a token in wake whenever an IPv4 address comes or goes anywhere,
+// watch puts a token in wake whenever an address comes or goes anywhere,
 // until ctx is cancelled.
 func (k *kernel) watch(ctx context.Context, wake chan<- struct{}) error {
 	stop := context.AfterFunc(ctx, k.events.Close)

@@ -22,21 +22,33 @@ const (
 	maxIntervalCentiseconds = 0x0fff // 5.2.7: twelve bits
 )
 
-// groupV4 is the group that advertisements are multicast to, 5.1.1.2.
-var groupV4 = netip.AddrFrom4([4]byte{224, 0, 0, 18})
+// The groups that advertisements are multicast to, 5.1.1.2 and 5.1.2.2.
+var (
+	groupV4 = netip.AddrFrom4([4]byte{224, 0, 0, 18})
+	groupV6 = netip.AddrFrom16([16]byte{0: 0xff, 1: 0x02, 15: 0x12})
+)
+
+// groupOf returns the group of the family that the node's own address is of.
+func groupOf(source netip.Addr) netip.Addr {
+	if source.Is6() {
+		return groupV6
+	}
+	return groupV4
+}
 
 // ChecksumForm tells what the checksum of a version 3 message over IPv4 covers.
 //
 // RFC 9568 section 5.2.8 says the message alone for IPv4; RFC 5798 was read by
 // keepalived and FRR as message plus pseudo-header, and both still send that by
-// default. We accept either, and remember which one a peer uses.
+// default. We accept either, and remember which one a peer uses. Over IPv6 all
+// agree on the pseudo-header, and nothing else is accepted.
 type ChecksumForm uint8
 
 // The forms of the checksum.
 const (
 	ChecksumUnknown ChecksumForm = iota // nothing accepted so far
 	ChecksumMessage                     // over the message only, RFC 9568
-	ChecksumPseudo                      // over an IPv4 pseudo-header and the message
+	ChecksumPseudo                      // over a pseudo-header and the message
 )
 
 var checksumNames = [...]string{ChecksumUnknown: "unknown", ChecksumMessage: "message", ChecksumPseudo: "pseudo-header"}
@@ -52,32 +64,31 @@ func (f ChecksumForm) String() string {
 // MarshalText implements encoding.TextMarshaler.
 func (f ChecksumForm) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
 
-// Advertisement is the only message of VRRP (RFC 9568 section 5.2), version 3
-// over IPv4.
+// Advertisement is the only message of VRRP (RFC 9568 section 5.2), version 3.
 type Advertisement struct {
 	VRID     uint8
 	Priority uint8
 	// Interval is the sender's advertisement interval, 10 ms to 40.95 s in
 	// steps of 10 ms (the wire has centiseconds).
 	Interval  time.Duration
-	Addresses []netip.Addr // the virtual addresses, IPv4, 1 to 255 of them
+	Addresses []netip.Addr // the virtual addresses, 1 to 255 of them, all of one family
 }
 
 // Append appends the encoded message to b and returns the extended slice.
-// src and dst are the addresses of the packet that will carry it; they count
-// only under ChecksumPseudo.
+// src and dst are the addresses of the packet that will carry it, of the same
+// family as the virtual ones; for IPv6 form does not count, because there is
+// only one.
 func (a *Advertisement) Append(b []byte, form ChecksumForm, src, dst netip.Addr) []byte {
 	start := len(b)
 	b = append(b, version3<<4|typeAdvert, a.VRID, a.Priority, uint8(len(a.Addresses)))
 	b = binary.BigEndian.AppendUint16(b, uint16(a.Interval/(10*time.Millisecond))&maxIntervalCentiseconds)
 	b = append(b, 0, 0)
 	for _, addr := range a.Addresses {
-		ip := addr.As4()
-		b = append(b, ip[:]...)
+		b = append(b, addr.AsSlice()...)
 	}
 	msg := b[start:]
 	sum := sum16(0, msg)
-	if form == ChecksumPseudo {
+	if form == ChecksumPseudo || src.Is6() {
 		sum = pseudoSum(sum, src, dst, len(msg))
 	}
 	binary.BigEndian.PutUint16(msg[6:], ^fold(sum))
@@ -85,7 +96,8 @@ func (a *Advertisement) Append(b []byte, form ChecksumForm, src, dst netip.Addr)
 }
 
 // Parse decodes and verifies the VRRP message b, which came in a packet from
-// src to dst. The error is a [Refusal]. b is not retained.
+// src to dst, whose family is that of the virtual addresses in it. The error is
+// a [Refusal]. b is not retained.
 //
 // The checks of RFC 9568 section 7.1 that need no knowledge of the receiver
 // are all here; those that do (TTL, VRID, source) are the router's.
@@ -99,16 +111,16 @@ func Parse(b []byte, src, dst netip.Addr) (Advertisement, ChecksumForm, error) {
 	if b[0]&0x0f != typeAdvert {
 		return Advertisement{}, ChecksumUnknown, RefusedType
 	}
-	count := int(b[3])
-	if len(b) != headerLen+4*count {
+	count, size := int(b[3]), src.BitLen()/8
+	if len(b) != headerLen+size*count {
 		return Advertisement{}, ChecksumUnknown, RefusedLength
 	}
 	form := ChecksumUnknown
 	sum := sum16(0, b)
-	switch uint16(0xffff) {
-	case fold(sum):
+	switch {
+	case fold(sum) == 0xffff && src.Is4():
 		form = ChecksumMessage
-	case fold(pseudoSum(sum, src, dst, len(b))):
+	case fold(pseudoSum(sum, src, dst, len(b))) == 0xffff:
 		form = ChecksumPseudo
 	default:
 		return Advertisement{}, ChecksumUnknown, RefusedChecksum
@@ -129,12 +141,12 @@ func Parse(b []byte, src, dst netip.Addr) (Advertisement, ChecksumForm, error) {
 		Addresses: make([]netip.Addr, count),
 	}
 	for i := range a.Addresses {
-		a.Addresses[i] = netip.AddrFrom4([4]byte(b[headerLen+4*i:]))
+		a.Addresses[i], _ = netip.AddrFromSlice(b[headerLen+size*i:][:size])
 	}
 	return a, form, nil
 }
 
-// sum16 adds the 16-bit words of b to sum, RFC 1071. A message is at most 1028
+// sum16 adds the 16-bit words of b to sum, RFC 1071. A message is at most 4088
 // bytes long, so the sum cannot overflow.
 func sum16(sum uint32, b []byte) uint32 {
 	for len(b) >= 2 {
@@ -147,13 +159,10 @@ func sum16(sum uint32, b []byte) uint32 {
 	return sum
 }
 
-// pseudoSum adds the IPv4 pseudo-header: addresses, protocol, message length.
+// pseudoSum adds the pseudo-header: addresses, protocol, message length. The one
+// of IPv6 (RFC 8200 section 8.1) has wider fields, but the same sum.
 func pseudoSum(sum uint32, src, dst netip.Addr, length int) uint32 {
-	if !src.Is4() || !dst.Is4() {
-		return sum
-	}
-	s, d := src.As4(), dst.As4()
-	return sum16(sum16(sum, s[:]), d[:]) + protocolNumber + uint32(length)
+	return sum16(sum16(sum, src.AsSlice()), dst.AsSlice()) + protocolNumber + uint32(length)
 }
 
 func fold(sum uint32) uint16 {

@@ -15,6 +15,11 @@ var (
 	vip   = netip.MustParseAddr("192.168.1.100")
 	node1 = netip.MustParseAddr("192.168.1.10")
 	node2 = netip.MustParseAddr("192.168.1.11")
+
+	vip6     = netip.MustParseAddr("fd00:1::100")
+	localVIP = netip.MustParseAddr("fe80::100")
+	local1   = netip.MustParseAddr("fe80::10")
+	local2   = netip.MustParseAddr("fe80::11")
 )
 
 func unhex(t testing.TB, s string) []byte {
@@ -26,7 +31,8 @@ func unhex(t testing.TB, s string) []byte {
 	return b
 }
 
-// The frames with pseudo-header are what keepalived 2.2.7 puts on the wire.
+// The frames with pseudo-header, IPv6 included, are what keepalived 2.2.7 puts on
+// the wire.
 var golden = []struct {
 	name     string
 	advert   Advertisement
@@ -46,6 +52,14 @@ var golden = []struct {
 		"resignation, 10 cs, two addresses",
 		Advertisement{51, 0, 100 * time.Millisecond, []netip.Addr{vip, netip.MustParseAddr("192.168.1.200")}}, ChecksumMessage,
 		node1, node2, "31330002 000a4a43 c0a80164 c0a801c8",
+	},
+	{
+		"IPv6 multicast", Advertisement{51, 101, 100 * time.Millisecond, []netip.Addr{localVIP, vip6}}, ChecksumPseudo,
+		local2, groupV6, "31336502 000a6dfe fe800000000000000000000000000100 fd000001000000000000000000000100",
+	},
+	{
+		"IPv6 unicast", Advertisement{51, 101, 100 * time.Millisecond, []netip.Addr{localVIP, vip6}}, ChecksumPseudo,
+		local2, local1, "31336502 000a6e82 fe800000000000000000000000000100 fd000001000000000000000000000100",
 	},
 }
 
@@ -104,6 +118,35 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
+func TestParseRefusesIPv6(t *testing.T) {
+	a := Advertisement{51, 101, 100 * time.Millisecond, []netip.Addr{vip6}}
+	good := a.Append(nil, ChecksumMessage, local2, local1) // the form does not count
+	if _, form, err := Parse(good, local2, local1); err != nil || form != ChecksumPseudo {
+		t.Fatalf("the message that the cases start from: %v, %v", form, err)
+	}
+	short := bytes.Clone(good[:headerLen+4])
+	for _, tc := range []struct {
+		name string
+		msg  []byte
+		want Refusal
+	}{
+		{"checksum over the message only", reseal(bytes.Clone(good)), RefusedChecksum},
+		{"four bytes an address", reseal(short), RefusedLength},
+		{"one address missing", good[:headerLen+15], RefusedLength},
+		{"no address", (&Advertisement{VRID: 51, Priority: 101, Interval: time.Second}).Append(nil, ChecksumPseudo, local2, local1), RefusedCount},
+	} {
+		_, _, err := Parse(tc.msg, local2, local1)
+		var got Refusal
+		if !errors.As(err, &got) || got != tc.want {
+			t.Errorf("%s: %v, want %v", tc.name, err, tc.want)
+		}
+	}
+	// A pseudo-header of other addresses is another checksum.
+	if _, _, err := Parse(good, local2, groupV6); err != RefusedChecksum {
+		t.Errorf("sent to somebody else: %v", err)
+	}
+}
+
 func TestParseIgnoresReservedBits(t *testing.T) {
 	a, _, err := Parse(reseal(unhex(t, "31336501 f00a0000 c0a80164")), node1, node2)
 	if err != nil || a.Interval != 100*time.Millisecond {
@@ -111,8 +154,12 @@ func TestParseIgnoresReservedBits(t *testing.T) {
 	}
 }
 
-// packetOf wraps a message in an IPv4 header as a raw socket delivers it.
+// packetOf wraps a message in a header: that of IPv4 as a raw socket delivers
+// it, that of IPv6 as we make it up.
 func packetOf(src, dst netip.Addr, ttl byte, payload []byte) []byte {
+	if src.Is6() {
+		return append(appendHeader6(nil, src, dst, ttl, len(payload)), payload...)
+	}
 	s, d := src.As4(), dst.As4()
 	total := 20 + len(payload)
 	b := []byte{0x45, 0xc0, byte(total >> 8), byte(total), 0, 1, 0, 0, ttl, protocolNumber, 0, 0}
@@ -129,6 +176,12 @@ func TestFilter(t *testing.T) {
 	unicast := filter{vrid: 51, source: node1, peers: []netip.Addr{node2}}
 	multicast := filter{vrid: 51, source: node1}
 	stranger := netip.MustParseAddr("192.168.1.66")
+	a6 := Advertisement{51, 101, 100 * time.Millisecond, []netip.Addr{localVIP, vip6}}
+	msg6 := a6.Append(nil, ChecksumPseudo, local2, local1)
+	unicast6 := filter{vrid: 51, source: local1, peers: []netip.Addr{local2}}
+	multicast6 := filter{vrid: 51, source: local1}
+	whole6 := packetOf(local2, local1, 255, msg6)
+	stranger6 := netip.MustParseAddr("fe80::66")
 	change := func(b []byte, at int, to byte) []byte {
 		b = bytes.Clone(b)
 		b[at] = to
@@ -161,6 +214,20 @@ func TestFilter(t *testing.T) {
 		{"another router", unicast, packetOf(node2, node1, 255, foreign.Append(nil, ChecksumMessage, node2, node1)), RefusedVRID},
 		{"another router, damaged", unicast, packetOf(node2, node1, 255, change(msg, 1, 52)), RefusedVRID},
 		{"damaged", unicast, packetOf(node2, node1, 255, change(msg, 2, 255)), RefusedChecksum},
+
+		{"IPv6: unicast", unicast6, whole6, fine},
+		{"IPv6: padded", unicast6, append(bytes.Clone(whole6), 0, 0), fine},
+		{"IPv6: multicast", multicast6, packetOf(local2, groupV6, 255, a6.Append(nil, ChecksumPseudo, local2, groupV6)), fine},
+		{"IPv6: empty", unicast6, nil, RefusedPacket},
+		{"IPv6: cut short in the header", unicast6, whole6[:39], RefusedPacket},
+		{"IPv6: cut short", unicast6, whole6[:len(whole6)-1], RefusedPacket},
+		{"IPv6: IPv4", unicast6, append(bytes.Clone(whole), msg6...), RefusedPacket},
+		{"IPv6: another protocol", unicast6, change(whole6, 6, 58), RefusedPacket},
+		{"IPv6: our own", unicast6, packetOf(local1, local1, 255, msg6), RefusedOwnSource},
+		{"IPv6: a stranger", unicast6, packetOf(stranger6, local1, 255, msg6), RefusedPeer},
+		{"IPv6: unicast to a multicast router", multicast6, whole6, RefusedDestination},
+		{"IPv6: through a router", unicast6, packetOf(local2, local1, 254, msg6), RefusedTTL},
+		{"IPv6: damaged", unicast6, packetOf(local2, local1, 255, change(msg6, 9, 1)), RefusedChecksum},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, _, _, err := tc.filter.accept(tc.packet)
@@ -195,7 +262,11 @@ func FuzzAccept(f *testing.F) {
 		f.Add(packetOf(g.src, g.dst, 255, unhex(f, g.frame)))
 	}
 	f.Add(packetOf(node2, node1, 255, nil))
-	filters := []filter{{vrid: 51, source: node1}, {vrid: 51, source: node1, peers: []netip.Addr{node2}}}
+	f.Add(packetOf(local2, local1, 255, nil))
+	filters := []filter{
+		{vrid: 51, source: node1}, {vrid: 51, source: node1, peers: []netip.Addr{node2}},
+		{vrid: 51, source: local1}, {vrid: 51, source: local1, peers: []netip.Addr{local2}},
+	}
 	f.Fuzz(func(t *testing.T, packet []byte) {
 		for _, fl := range filters {
 			a, d, form, err := fl.accept(packet)
@@ -211,8 +282,10 @@ func FuzzAccept(f *testing.F) {
 				t.Fatalf("%+v (%v) became %+v (%v, %v)", a, form, again, form2, err)
 			}
 		}
-		if _, _, err := Parse(packet, node2, node1); err == nil && len(packet) < headerLen {
-			t.Fatal("accepted a message shorter than its header")
+		for _, ends := range [][2]netip.Addr{{node2, node1}, {local2, local1}} {
+			if _, _, err := Parse(packet, ends[0], ends[1]); err == nil && len(packet) < headerLen {
+				t.Fatal("accepted a message shorter than its header")
+			}
 		}
 	})
 }

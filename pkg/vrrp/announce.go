@@ -10,18 +10,41 @@ import (
 	"github.com/mdlayher/packet"
 )
 
+// closableHerald is a herald that holds a socket.
+type closableHerald interface {
+	herald
+	close() error
+}
+
+// openHerald opens what announces the addresses of the router's family.
+func openHerald(c Config) (closableHerald, error) {
+	if c.ipv6() {
+		return openAdvertiser(c.Interface, c.Source)
+	}
+	return openAnnouncer(c.Interface)
+}
+
 // announcer sends gratuitous ARP on one interface.
 type announcer struct {
 	client *arp.Client
 }
 
-func openAnnouncer(device string) (*announcer, error) {
+// ethernetInterface finds an interface whose addresses can be announced.
+func ethernetInterface(device string) (*net.Interface, error) {
 	ifi, err := net.InterfaceByName(device)
 	if err != nil {
 		return nil, fmt.Errorf("looking up interface %s: %w", device, err)
 	}
 	if len(ifi.HardwareAddr) != 6 {
 		return nil, fmt.Errorf("interface %s has no Ethernet address, so its addresses cannot be announced", device)
+	}
+	return ifi, nil
+}
+
+func openAnnouncer(device string) (*announcer, error) {
+	ifi, err := ethernetInterface(device)
+	if err != nil {
+		return nil, err
 	}
 	// Protocol 0 receives nothing: without it every ARP packet of the LAN would
 	// be queued on a socket that nobody reads.
@@ -38,6 +61,8 @@ func openAnnouncer(device string) (*announcer, error) {
 }
 
 func (a *announcer) close() error { return a.client.Close() }
+
+func (a *announcer) name() string { return "gratuitous ARP" }
 
 // announce sends both forms of gratuitous ARP for one address and returns how
 // many frames went out.

@@ -31,18 +31,28 @@ type Config struct {
 	AdvertInterval time.Duration
 	// Preempt has a better node take the role from a worse active one.
 	Preempt bool
-	// Addresses are the virtual addresses, IPv4, 1 to 255 of them. They are put
-	// on the interface with this prefix length, but never bring a route.
+	// Addresses are the virtual addresses, 1 to 255 of them, all IPv4 or all
+	// IPv6: a virtual router has one family. They are put on the interface with
+	// this prefix length, but never bring a route. RFC 9568 section 5.2.9 wants
+	// the first one of IPv6 to be link-local; like keepalived (2.2.7, measured)
+	// we do without as well.
 	Addresses []netip.Prefix
-	// Source is this node's own address on the interface, IPv4. The zero value
-	// means the first address of the interface that is not in Addresses.
+	// Source is this node's own address on the interface, of the same family,
+	// without a zone. With IPv6 multicast it must be link-local (RFC 9568
+	// section 5.1.2.1). The zero value means the first address of the interface
+	// that is not virtual; of IPv6 a link-local one, unless the first of Peers
+	// is not link-local either.
 	Source netip.Addr
-	// Peers are the other nodes' sources; others are not listened to. Without
-	// any the advertisements are multicast to 224.0.0.18.
+	// Peers are the other nodes' sources, of the same family, without zones;
+	// others are not listened to. Without any the advertisements are multicast
+	// to 224.0.0.18 or ff02::12. keepalived as a peer over IPv6 needs
+	// unicast_ttl 255: 2.2.7 sends with hop limit 64 otherwise (measured), and
+	// what a router may have forwarded is refused.
 	Peers []netip.Addr
-	// ChecksumPseudoHeader sends ChecksumPseudo instead of ChecksumMessage;
-	// both are accepted. keepalived as a peer needs it: 2.2.7 refuses the other
-	// form and would become active beside us (measured).
+	// ChecksumPseudoHeader sends ChecksumPseudo instead of ChecksumMessage over
+	// IPv4; both are accepted. keepalived as a peer needs it: 2.2.7 refuses the
+	// other form and would become active beside us (measured). IPv6 has
+	// ChecksumPseudo always.
 	ChecksumPseudoHeader bool
 	// Log is where the router logs to. Required.
 	Log *slog.Logger
@@ -98,13 +108,21 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("advertisement interval %v: it must be a multiple of 10ms from 10ms to 40.95s", c.AdvertInterval)
 	case len(c.Addresses) == 0 || len(c.Addresses) > 255:
 		return c, fmt.Errorf("%d virtual addresses: a virtual router has 1 to 255", len(c.Addresses))
+	}
+	usable, kind := usable4, "an IPv4 unicast address"
+	if c.ipv6() {
+		usable, kind = usable6, "an IPv6 unicast address without a zone"
+	}
+	switch {
 	case c.Source.IsValid() && !usable(c.Source):
-		return c, fmt.Errorf("source %v is not an IPv4 unicast address", c.Source)
+		return c, fmt.Errorf("source %v is not %s", c.Source, kind)
+	case c.Source.IsValid() && c.ipv6() && len(c.Peers) == 0 && !c.Source.IsLinkLocalUnicast():
+		return c, fmt.Errorf("source %v is not link-local, as IPv6 multicast needs it to be", c.Source)
 	}
 	for i, p := range c.Addresses {
 		switch {
 		case !p.IsValid() || !usable(p.Addr()):
-			return c, fmt.Errorf("virtual address %v is not an IPv4 unicast address with a prefix length", p)
+			return c, fmt.Errorf("virtual address %v is not %s with a prefix length", p, kind)
 		case p.Addr() == c.Source:
 			return c, fmt.Errorf("virtual address %v is the source address too", p.Addr())
 		case slices.ContainsFunc(c.Addresses[:i], func(q netip.Prefix) bool { return q.Addr() == p.Addr() }):
@@ -114,7 +132,7 @@ func (c Config) withDefaults() (Config, error) {
 	for i, p := range c.Peers {
 		switch {
 		case !usable(p):
-			return c, fmt.Errorf("peer %v is not an IPv4 unicast address", p)
+			return c, fmt.Errorf("peer %v is not %s", p, kind)
 		case p == c.Source:
 			return c, fmt.Errorf("peer %v is this node's own source address", p)
 		case c.virtual(p):
@@ -126,6 +144,9 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
+// ipv6 reports whether the virtual router's family is IPv6. There is an address.
+func (c *Config) ipv6() bool { return c.Addresses[0].Addr().Is6() }
+
 // virtual reports whether a is one of the virtual addresses.
 func (c *Config) virtual(a netip.Addr) bool {
 	return slices.ContainsFunc(c.Addresses, func(p netip.Prefix) bool { return p.Addr() == a })
@@ -133,12 +154,16 @@ func (c *Config) virtual(a netip.Addr) bool {
 
 // checksum returns the form that we send.
 func (c *Config) checksum() ChecksumForm {
-	if c.ChecksumPseudoHeader {
+	if c.ChecksumPseudoHeader || c.ipv6() {
 		return ChecksumPseudo
 	}
 	return ChecksumMessage
 }
 
-func usable(a netip.Addr) bool {
+func usable4(a netip.Addr) bool {
 	return a.Is4() && !a.IsUnspecified() && !a.IsMulticast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+}
+
+func usable6(a netip.Addr) bool {
+	return a.Is6() && !a.Is4In6() && a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback()
 }

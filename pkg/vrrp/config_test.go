@@ -33,7 +33,7 @@ func TestConfig(t *testing.T) {
 		{func(c *Config) { c.Addresses = nil }, "0 virtual addresses"},
 		{func(c *Config) { c.Addresses = make([]netip.Prefix, 256) }, "256 virtual addresses"},
 		{func(c *Config) { c.Addresses[0] = netip.Prefix{} }, "virtual address invalid Prefix"},
-		{func(c *Config) { c.Addresses[0] = netip.MustParsePrefix("fe80::1/128") }, "virtual address fe80::1/128 is not an IPv4"},
+		{func(c *Config) { c.Addresses[0] = netip.MustParsePrefix("fe80::1/128") }, "source 192.168.1.10 is not an IPv6 unicast address without a zone"},
 		{func(c *Config) { c.Addresses[0] = netip.MustParsePrefix("224.0.0.1/32") }, "virtual address 224.0.0.1/32 is not an IPv4 unicast"},
 		{func(c *Config) { c.Addresses[0] = netip.PrefixFrom(node1, 24) }, "is the source address too"},
 		{func(c *Config) { c.Addresses = append(c.Addresses, netip.PrefixFrom(vip, 24)) }, "virtual address 192.168.1.100 is given twice"},
@@ -43,10 +43,50 @@ func TestConfig(t *testing.T) {
 		{func(c *Config) { c.Peers[0] = node1 }, "peer 192.168.1.10 is this node's own source address"},
 		{func(c *Config) { c.Peers[0] = vip }, "peer 192.168.1.100 is a virtual address"},
 		{func(c *Config) { c.Peers = append(c.Peers, node2) }, "peer 192.168.1.11 is given twice"},
+		{func(c *Config) { c.Addresses = append(c.Addresses, netip.PrefixFrom(vip6, 128)) }, "virtual address fd00:1::100/128 is not an IPv4 unicast"},
+		{func(c *Config) { c.Peers[0] = local2 }, "peer fe80::11 is not an IPv4 unicast address"},
 	} {
 		c := good()
 		tc.change(&c)
 		if _, err := Open(c); err == nil || !strings.HasPrefix(err.Error(), "virtual router main: ") || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%v, want %q", err, tc.want)
+		}
+	}
+}
+
+func TestConfigIPv6(t *testing.T) {
+	good := func() Config {
+		return Config{
+			Name: "main6", Interface: "eth0", VRID: 52, Addresses: []netip.Prefix{netip.PrefixFrom(localVIP, 128), netip.PrefixFrom(vip6, 128)},
+			Source: local1, Peers: []netip.Addr{local2}, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		}
+	}
+	c, err := good().withDefaults()
+	if err != nil || !c.ipv6() || c.checksum() != ChecksumPseudo {
+		t.Errorf("a good configuration: %+v, %v", c, err)
+	}
+	global := good()
+	global.Addresses = global.Addresses[1:] // no link-local address
+	if _, err := global.withDefaults(); err != nil {
+		t.Error(err)
+	}
+	for _, tc := range []struct {
+		change func(*Config)
+		want   string
+	}{
+		{func(c *Config) { c.Addresses[1] = netip.PrefixFrom(vip, 32) }, "virtual address 192.168.1.100/32 is not an IPv6 unicast"},
+		{func(c *Config) { c.Addresses[0] = netip.MustParsePrefix("ff02::1/128") }, "virtual address ff02::1/128 is not an IPv6 unicast"},
+		{func(c *Config) { c.Addresses[0] = netip.MustParsePrefix("::1/128") }, "virtual address ::1/128 is not an IPv6 unicast"},
+		{func(c *Config) { c.Addresses[0] = netip.MustParsePrefix("::ffff:192.168.1.1/128") }, "is not an IPv6 unicast"},
+		{func(c *Config) { c.Source = local1.WithZone("eth0") }, "source fe80::10%eth0 is not an IPv6 unicast address without a zone"},
+		{func(c *Config) { c.Peers[0] = local2.WithZone("eth0") }, "peer fe80::11%eth0 is not an IPv6 unicast address without a zone"},
+		{func(c *Config) { c.Peers[0] = node2 }, "peer 192.168.1.11 is not an IPv6 unicast"},
+		{func(c *Config) { c.Peers[0] = localVIP }, "peer fe80::100 is a virtual address"},
+		{func(c *Config) { c.Source, c.Peers = netip.MustParseAddr("fd00:1::10"), nil }, "source fd00:1::10 is not link-local, as IPv6 multicast needs"},
+	} {
+		c := good()
+		tc.change(&c)
+		if _, err := Open(c); err == nil || !strings.HasPrefix(err.Error(), "virtual router main6: ") || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%v, want %q", err, tc.want)
 		}
 	}

@@ -14,12 +14,13 @@ import (
 )
 
 const (
-	// maxPacket holds the longest message (1028 bytes) in the longest header.
-	maxPacket = 1500
+	// maxPacket holds the longest message (255 IPv6 addresses) and its header.
+	maxPacket = headerLen6 + headerLen + 255*16
 	// maxQueue is how many packets may wait for the router, 3 s worth of an
 	// active peer at the shortest interval.
 	maxQueue = 300
-	// protocolTOS is Internetwork Control, what keepalived sends with.
+	// protocolTOS is Internetwork Control, what keepalived sends with; it is
+	// the traffic class of IPv6 too.
 	protocolTOS = 0xc0
 	// priorityControl is TC_PRIO_CONTROL of linux/pkt_sched.h: the first band of
 	// the default queueing discipline.
@@ -30,9 +31,11 @@ const (
 // that the router can look at everything that has arrived before it acts on a
 // timer: the kernel's buffer is read by whoever asks first, under one lock.
 type conn struct {
-	file *os.File
-	raw  syscall.RawConn
-	wake chan struct{} // has a token when the queue may hold something
+	file  *os.File
+	raw   syscall.RawConn
+	index int           // of the interface
+	ipv6  bool          // the family
+	wake  chan struct{} // has a token when the queue may hold something
 
 	mu       sync.Mutex
 	queue    [][]byte
@@ -40,10 +43,15 @@ type conn struct {
 	buf      [maxPacket]byte
 }
 
-// listen opens the socket. With unicast it is bound to the source address, and
-// so hears nothing else; without it joins the group on the interface.
+// listen opens the socket, of the source address's family. With unicast it is
+// bound to that address, and so hears nothing else; without it joins the group
+// on the interface.
 func listen(device string, index int, source netip.Addr, unicast bool) (*conn, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocolNumber)
+	family, configure := unix.AF_INET, configure4
+	if source.Is6() {
+		family, configure = unix.AF_INET6, configure6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocolNumber)
 	if err != nil {
 		return nil, fmt.Errorf("opening a raw socket (it needs CAP_NET_RAW): %w", err)
 	}
@@ -55,14 +63,25 @@ func listen(device string, index int, source netip.Addr, unicast bool) (*conn, e
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("preparing the socket: %w", err), file.Close())
 	}
-	return &conn{file: file, raw: raw, wake: make(chan struct{}, 1)}, nil
+	return &conn{file: file, raw: raw, index: index, ipv6: source.Is6(), wake: make(chan struct{}, 1)}, nil
 }
 
-func configure(fd int, device string, index int, source netip.Addr, unicast bool) error {
+// option is a socket option whose value is a number.
+type option struct{ level, name, value int }
+
+func setOptions(fd int, options []option) error {
+	for _, o := range options {
+		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+			return fmt.Errorf("setting socket option %d: %w", o.name, err)
+		}
+	}
+	return nil
+}
+
+func configure4(fd int, device string, index int, source netip.Addr, unicast bool) error {
 	if err := unix.BindToDevice(fd, device); err != nil {
 		return fmt.Errorf("binding the socket to %s: %w", device, err)
 	}
-	type option struct{ level, name, value int }
 	options := []option{
 		{unix.IPPROTO_IP, unix.IP_TTL, protocolTTL},
 		{unix.IPPROTO_IP, unix.IP_TOS, protocolTOS},
@@ -75,10 +94,8 @@ func configure(fd int, device string, index int, source netip.Addr, unicast bool
 			option{unix.IPPROTO_IP, unix.IP_MULTICAST_LOOP, 0},
 		)
 	}
-	for _, o := range options {
-		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
-			return fmt.Errorf("setting socket option %d: %w", o.name, err)
-		}
+	if err := setOptions(fd, options); err != nil {
+		return err
 	}
 	if unicast {
 		if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: source.As4()}); err != nil {
@@ -99,9 +116,15 @@ func configure(fd int, device string, index int, source netip.Addr, unicast bool
 // send hands one message to the kernel. It never waits: a full send buffer is
 // an error.
 func (c *conn) send(payload []byte, dst netip.Addr) error {
+	var to unix.Sockaddr
+	if c.ipv6 {
+		to = &unix.SockaddrInet6{Addr: dst.As16(), ZoneId: uint32(c.index)}
+	} else {
+		to = &unix.SockaddrInet4{Addr: dst.As4()}
+	}
 	var err error
 	ctlErr := c.raw.Control(func(fd uintptr) {
-		err = unix.Sendto(int(fd), payload, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Addr: dst.As4()})
+		err = unix.Sendto(int(fd), payload, unix.MSG_DONTWAIT, to)
 	})
 	if err = errors.Join(ctlErr, err); err != nil {
 		return fmt.Errorf("sending to %v: %w", dst, err)
@@ -133,7 +156,11 @@ func (c *conn) take() (packets [][]byte, dropped int, err error) {
 
 // readLocked moves one packet from the kernel to the queue.
 func (c *conn) readLocked(fd int) error {
-	n, _, err := unix.Recvfrom(fd, c.buf[:], unix.MSG_DONTWAIT)
+	receive := receive4
+	if c.ipv6 {
+		receive = receive6
+	}
+	n, err := receive(fd, c.buf[:])
 	if err != nil {
 		if errors.Is(err, unix.EINTR) {
 			return nil
@@ -146,6 +173,12 @@ func (c *conn) readLocked(fd int) error {
 	}
 	c.queue = append(c.queue, append([]byte(nil), c.buf[:n]...))
 	return nil
+}
+
+// receive4 reads one packet, header and all, into b and returns its length.
+func receive4(fd int, b []byte) (int, error) {
+	n, _, err := unix.Recvfrom(fd, b, unix.MSG_DONTWAIT)
+	return n, err
 }
 
 // serve reads until ctx is cancelled, and returns nil then.

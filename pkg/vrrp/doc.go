@@ -1,7 +1,8 @@
 // Package vrrp elects which node owns the virtual addresses, by the Virtual
 // Router Redundancy Protocol version 3 (RFC 9568), and makes the network see
-// it: the addresses are put on the interface, announced by gratuitous ARP, and
-// taken off again.
+// it: the addresses are put on the interface, announced by gratuitous ARP or
+// unsolicited Neighbor Advertisements, and taken off again. A virtual router is
+// of one family, IPv4 or IPv6; for both a node takes part in two.
 //
 // The protocol itself is a pure machine (machine.go): it is given an event and
 // the time, and answers with actions; it is tested in simulated time. Around it

@@ -22,7 +22,7 @@ func (r *Router) advertise(priority uint8) []event {
 	}
 	form, targets := c.checksum(), c.Peers
 	if len(targets) == 0 {
-		targets = []netip.Addr{groupV4}
+		targets = []netip.Addr{groupOf(c.Source)}
 	}
 	var errs []error
 	for _, dst := range targets {

@@ -114,6 +114,11 @@ func TestNetnsFailover(t *testing.T) {
 
 // TestNetnsKillAndFreeze does to a node's process what operators and kernels do.
 func TestNetnsKillAndFreeze(t *testing.T) {
+	t.Run("IPv4", func(t *testing.T) { killAndFreeze(t, node1, node2, clientAddr) })
+	t.Run("IPv6", func(t *testing.T) { killAndFreeze(t, global1, global2, globalClient) })
+}
+
+func killAndFreeze(t *testing.T, node1, node2, clientAddr netip.Addr) {
 	hosts := newLAN(t, node1, node2, clientAddr)
 	h1, h2, client := hosts[0], hosts[1], hosts[2]
 	p1 := h1.process(101, node2)

@@ -69,7 +69,7 @@ func (p *fakePort) send(payload []byte, dst netip.Addr) error {
 	}
 	p.sent++
 	for addr, to := range p.lan.ports {
-		if addr != p.addr && (addr == dst || dst == groupV4) {
+		if addr != p.addr && (addr == dst || dst == groupOf(p.addr)) {
 			packet := packetOf(p.addr, dst, 255, bytes.Clone(payload))
 			time.AfterFunc(200*time.Microsecond, func() { to.inject(packet) })
 		}
@@ -151,6 +151,8 @@ func (k *fakeKernel) hardware() (net.HardwareAddr, error) {
 
 // heraldOf is the fake kernel as a herald.
 type heraldOf struct{ *fakeKernel }
+
+func (h heraldOf) name() string { return "gratuitous ARP" }
 
 func (h heraldOf) announce(_ net.HardwareAddr, _ netip.Addr) (int, error) {
 	h.mu.Lock()
@@ -240,7 +242,12 @@ func newNode(t *testing.T, lan *fakeLAN, addr netip.Addr, priority uint8, change
 			n.transitions = append(n.transitions, tr)
 		},
 	}
-	for _, a := range []netip.Addr{node1, node2} {
+	pair := []netip.Addr{node1, node2}
+	if addr.Is6() {
+		pair = []netip.Addr{local1, local2}
+		c.Addresses = []netip.Prefix{netip.PrefixFrom(vip6, 128)}
+	}
+	for _, a := range pair {
 		if a != addr {
 			c.Peers = append(c.Peers, a)
 		}

@@ -27,7 +27,20 @@ import (
 var (
 	clientAddr = netip.MustParseAddr("192.168.1.50")
 	vipPrefix  = netip.PrefixFrom(vip, 32)
+
+	// Of IPv6 the hosts have a global address and a link-local one, which ends
+	// the same way.
+	global1      = netip.MustParseAddr("fd00:1::10")
+	global2      = netip.MustParseAddr("fd00:1::11")
+	globalClient = netip.MustParseAddr("fd00:1::50")
 )
+
+// localOf returns the link-local address of the host with that address.
+func localOf(global netip.Addr) netip.Addr {
+	a := global.As16()
+	copy(a[:8], []byte{0xfe, 0x80, 0, 0, 0, 0, 0, 0})
+	return netip.AddrFrom16(a)
+}
 
 // within runs f on a thread that is in the namespace.
 func within(t testing.TB, ns netns.NsHandle, f func()) {
@@ -90,6 +103,9 @@ func newLAN(t *testing.T, addrs ...netip.Addr) []*host {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root for network namespaces and raw sockets")
 	}
+	if testing.Short() {
+		t.Skip("takes some seconds, which -short does not leave")
+	}
 	lanNS := newNamespace(t)
 	lan := handleIn(t, lanNS)
 	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "ha-lan"}}
@@ -111,8 +127,21 @@ func newLAN(t *testing.T, addrs ...netip.Addr) []*host {
 		h.eth0, err = h.nl.LinkByName(veth.PeerName)
 		must(t, "finding eth0", err)
 		must(t, "renaming eth0", h.nl.LinkSetName(h.eth0, "eth0"))
+		own := []netlink.Addr{{IPNet: toIPNet(netip.PrefixFrom(addr, 24))}}
+		if addr.Is6() {
+			own = []netlink.Addr{
+				{IPNet: toIPNet(netip.PrefixFrom(addr, 64)), Flags: unix.IFA_F_NODAD},
+				{IPNet: toIPNet(netip.PrefixFrom(localOf(addr), 64)), Flags: unix.IFA_F_NODAD},
+			}
+			// No link-local address but the one above.
+			within(t, h.ns, func() {
+				must(t, "making eth0 generate no address", os.WriteFile("/proc/sys/net/ipv6/conf/eth0/addr_gen_mode", []byte("1"), 0))
+			})
+		}
 		must(t, "raising eth0", h.nl.LinkSetUp(h.eth0))
-		must(t, "addressing eth0", h.nl.AddrAdd(h.eth0, &netlink.Addr{IPNet: toIPNet(netip.PrefixFrom(addr, 24))}))
+		for _, a := range own {
+			must(t, "addressing eth0", h.nl.AddrAdd(h.eth0, &a))
+		}
 		h.eth0, err = h.nl.LinkByName("eth0")
 		must(t, "finding eth0 again", err)
 		lo, err := h.nl.LinkByName("lo")
@@ -153,19 +182,30 @@ func eventually(t testing.TB, limit time.Duration, what string, f func() bool) t
 	return time.Since(began)
 }
 
+// family returns the host's family, the virtual address of it, and the network
+// of its UDP.
+func (h *host) family() (int, netip.Prefix, string) {
+	if h.addr.Is6() {
+		return netlink.FAMILY_V6, netip.PrefixFrom(vip6, 128), "udp6"
+	}
+	return netlink.FAMILY_V4, vipPrefix, "udp4"
+}
+
 // hasVIP reports whether the virtual address is on the host's eth0.
 func (h *host) hasVIP() bool {
 	h.t.Helper()
-	addrs, err := h.nl.AddrList(h.eth0, netlink.FAMILY_V4)
+	family, prefix, _ := h.family()
+	addrs, err := h.nl.AddrList(h.eth0, family)
 	must(h.t, "listing addresses", err)
-	return slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IPNet.String() == vipPrefix.String() })
+	return slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IPNet.String() == prefix.String() })
 }
 
 // connect makes the host's kernel resolve the virtual address.
 func (h *host) connect() {
 	h.t.Helper()
+	_, prefix, network := h.family()
 	within(h.t, h.ns, func() {
-		c, err := net.Dial("udp4", netip.AddrPortFrom(vip, 9).String())
+		c, err := net.Dial(network, netip.AddrPortFrom(prefix.Addr(), 9).String())
 		must(h.t, "opening a UDP socket", err)
 		defer c.Close()
 		_, err = c.Write([]byte("x"))
@@ -176,10 +216,11 @@ func (h *host) connect() {
 // neighbour returns the hardware address that the host has for the virtual one.
 func (h *host) neighbour() string {
 	h.t.Helper()
-	neighs, err := h.nl.NeighList(h.eth0.Attrs().Index, netlink.FAMILY_V4)
+	family, prefix, _ := h.family()
+	neighs, err := h.nl.NeighList(h.eth0.Attrs().Index, family)
 	must(h.t, "listing neighbours", err)
 	for _, n := range neighs {
-		if n.IP.String() == vip.String() {
+		if n.IP.String() == prefix.Addr().String() {
 			return n.HardwareAddr.String()
 		}
 	}
@@ -190,9 +231,10 @@ func (h *host) mac() string { return h.eth0.Attrs().HardwareAddr.String() }
 
 // config is that of a router on this host, with peer as its peer, or multicast.
 func (h *host) config(priority uint8, peers ...netip.Addr) Config {
+	_, prefix, _ := h.family()
 	return Config{
 		Name: "main", Interface: "eth0", VRID: 51, Priority: priority, AdvertInterval: 100 * ms,
-		Addresses: []netip.Prefix{vipPrefix}, Source: h.addr, Peers: peers,
+		Addresses: []netip.Prefix{prefix}, Source: h.addr, Peers: peers,
 		Log: slog.New(slog.NewTextHandler(h.t.Output(), nil)),
 	}
 }
@@ -237,6 +279,7 @@ const nodeEnv = "VRRP_TEST_NODE"
 
 type nodeConfig struct {
 	Priority     uint8
+	Address      netip.Prefix
 	Source, Peer netip.Addr
 }
 
@@ -260,7 +303,7 @@ func runNode(config string) error {
 	defer stop()
 	r, err := Open(Config{
 		Name: "process", Interface: "eth0", VRID: 51, Priority: c.Priority,
-		Addresses: []netip.Prefix{vipPrefix}, Source: c.Source, Peers: []netip.Addr{c.Peer},
+		Addresses: []netip.Prefix{c.Address}, Source: c.Source, Peers: []netip.Addr{c.Peer},
 		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err != nil {
@@ -289,7 +332,8 @@ func (h *host) start(cmd *exec.Cmd) *exec.Cmd {
 // process runs a router on the host in a process of its own.
 func (h *host) process(priority uint8, peer netip.Addr) *exec.Cmd {
 	h.t.Helper()
-	config, err := json.Marshal(nodeConfig{Priority: priority, Source: h.addr, Peer: peer})
+	_, prefix, _ := h.family()
+	config, err := json.Marshal(nodeConfig{Priority: priority, Address: prefix, Source: h.addr, Peer: peer})
 	must(h.t, "encoding a node's configuration", err)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), nodeEnv+"="+string(config))

@@ -23,7 +23,7 @@ func Open(c Config) (*Router, error) {
 }
 
 func open(c Config) (_ *Router, err error) {
-	k, err := openKernel(c.Interface)
+	k, err := openKernel(c.Interface, c.ipv6())
 	if err != nil {
 		return nil, err
 	}
@@ -40,7 +40,7 @@ func open(c Config) (_ *Router, err error) {
 	if err := clean(c, k, log); err != nil {
 		return nil, err
 	}
-	herald, err := openAnnouncer(c.Interface)
+	herald, err := openHerald(c)
 	if err != nil {
 		return nil, err
 	}
@@ -53,28 +53,6 @@ func open(c Config) (_ *Router, err error) {
 	r := newRouter(c, socket, k, herald, bootClock)
 	r.watch, r.closers = k.watch, closers
 	return r, nil
-}
-
-// chooseSource checks that the source is an address of the interface, or takes
-// the interface's first one.
-func (c *Config) chooseSource(k *kernel) error {
-	have, err := k.list()
-	if err != nil {
-		return err
-	}
-	for _, p := range have {
-		if p.Addr() == c.Source || !c.Source.IsValid() && !c.virtual(p.Addr()) {
-			c.Source = p.Addr()
-			if slices.Contains(c.Peers, c.Source) {
-				return fmt.Errorf("peer %v is this node's own source address", c.Source)
-			}
-			return nil
-		}
-	}
-	if c.Source.IsValid() {
-		return fmt.Errorf("source %v is not an address of interface %s", c.Source, c.Interface)
-	}
-	return fmt.Errorf("interface %s has no IPv4 address to send from", c.Interface)
 }
 
 // clean removes stale virtual addresses.

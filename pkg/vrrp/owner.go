@@ -26,6 +26,7 @@ type addressBook interface {
 
 // herald is what the owner needs to announce an address.
 type herald interface {
+	name() string // of what it sends
 	announce(net.HardwareAddr, netip.Addr) (int, error)
 }
 
@@ -189,7 +190,7 @@ func (o *owner) announce() {
 		// The next announcement is a moment away; the addresses are ours all
 		// the same.
 		o.failed.Add(1)
-		o.warn("gratuitous ARP failed", err)
+		o.warn(o.herald.name()+" failed", err)
 	}
 }
 

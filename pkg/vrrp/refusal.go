@@ -13,16 +13,16 @@ type Refusal uint8
 
 // The reasons, in the order in which a packet is checked.
 const (
-	RefusedPacket      Refusal = iota // not a complete IPv4 packet of protocol 112
+	RefusedPacket      Refusal = iota // not a complete packet of protocol 112 and the router's family
 	RefusedOwnSource                  // it carries our own source address: a loop or a duplicated address
 	RefusedPeer                       // unicast: the source is not a configured peer
 	RefusedDestination                // multicast: not sent to the group
-	RefusedTTL                        // TTL is not 255: it came through a router (RFC 9568 section 5.1.1.3)
+	RefusedTTL                        // TTL or hop limit is not 255: it came through a router (RFC 9568 sections 5.1.1.3 and 5.1.2.3)
 	RefusedLength                     // message shorter than its header, or not as long as its address count says
 	RefusedVersion                    // not version 3
 	RefusedType                       // not an advertisement
 	RefusedVRID                       // another virtual router's
-	RefusedChecksum                   // matches neither form, see ChecksumForm
+	RefusedChecksum                   // matches no form, see ChecksumForm
 	RefusedCount                      // no address in it
 	RefusedInterval                   // advertisement interval 0
 	RefusedOverflow                   // came faster than the router reads
@@ -45,15 +45,16 @@ func (r Refusal) String() string {
 // Error implements error.
 func (r Refusal) Error() string { return "advertisement refused: " + r.String() }
 
-// datagram is an IPv4 packet as a raw socket delivers it.
+// datagram is an IP packet taken apart.
 type datagram struct {
-	src, dst netip.Addr
-	ttl      uint8
-	payload  []byte // aliases the packet
+	src, dst netip.Addr // without a zone: there is one interface only
+	ttl      uint8      // of IPv6: the hop limit
+	payload  []byte     // aliases the packet
 }
 
-// parseDatagram splits an IPv4 packet of protocol 112. What follows the total
-// length (the padding of a short Ethernet frame) is ignored.
+// parseDatagram splits an IPv4 packet of protocol 112, as a raw socket delivers
+// it. What follows the total length (the padding of a short Ethernet frame) is
+// ignored.
 func parseDatagram(b []byte) (datagram, error) {
 	if len(b) < 20 || b[0]>>4 != 4 || b[9] != protocolNumber {
 		return datagram{}, RefusedPacket
@@ -70,16 +71,53 @@ func parseDatagram(b []byte) (datagram, error) {
 	}, nil
 }
 
+// headerLen6 is the length of an IPv6 header, RFC 8200 section 3. No extension
+// header follows it here: see appendHeader6.
+const headerLen6 = 40
+
+// parseDatagram6 splits an IPv6 packet of protocol 112.
+func parseDatagram6(b []byte) (datagram, error) {
+	if len(b) < headerLen6 || b[0]>>4 != 6 || b[6] != protocolNumber {
+		return datagram{}, RefusedPacket
+	}
+	total := headerLen6 + int(binary.BigEndian.Uint16(b[4:]))
+	if total > len(b) {
+		return datagram{}, RefusedPacket
+	}
+	return datagram{
+		src:     netip.AddrFrom16([16]byte(b[8:])),
+		dst:     netip.AddrFrom16([16]byte(b[24:])),
+		ttl:     b[7],
+		payload: b[headerLen6:total],
+	}, nil
+}
+
+// appendHeader6 appends the IPv6 header of a packet with that much payload. The
+// kernel delivers IPv6 packets on raw sockets without their headers; what it
+// tells of them beside the payload is put back into one, so that a router
+// checks one kind of thing in both families.
+func appendHeader6(b []byte, src, dst netip.Addr, hopLimit uint8, length int) []byte {
+	b = append(b, 6<<4, 0, 0, 0)
+	b = binary.BigEndian.AppendUint16(b, uint16(length))
+	b = append(b, protocolNumber, hopLimit)
+	s, d := src.As16(), dst.As16()
+	return append(append(b, s[:]...), d[:]...)
+}
+
 // filter is what a router knows of the packets that it may listen to.
 type filter struct {
 	vrid   uint8
-	source netip.Addr   // our own
+	source netip.Addr   // our own; its family is the router's
 	peers  []netip.Addr // empty: multicast
 }
 
 // accept checks one packet in full. The error is a [Refusal].
 func (f *filter) accept(packet []byte) (Advertisement, datagram, ChecksumForm, error) {
-	d, err := parseDatagram(packet)
+	parse := parseDatagram
+	if f.source.Is6() {
+		parse = parseDatagram6
+	}
+	d, err := parse(packet)
 	if err != nil {
 		return Advertisement{}, d, ChecksumUnknown, err
 	}
@@ -88,7 +126,7 @@ func (f *filter) accept(packet []byte) (Advertisement, datagram, ChecksumForm, e
 		err = RefusedOwnSource
 	case len(f.peers) > 0 && !slices.Contains(f.peers, d.src):
 		err = RefusedPeer
-	case len(f.peers) == 0 && d.dst != groupV4:
+	case len(f.peers) == 0 && d.dst != groupOf(f.source):
 		err = RefusedDestination
 	case d.ttl != protocolTTL:
 		err = RefusedTTL

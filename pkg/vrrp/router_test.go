@@ -59,6 +59,50 @@ func TestRouterElectionAndResignation(t *testing.T) {
 	}
 }
 
+func TestRouterIPv6(t *testing.T) {
+	for _, multicast := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			var lan fakeLAN
+			change := func(c *Config) {
+				if multicast {
+					c.Peers = nil
+				}
+			}
+			// The priorities are equal: the greater address wins.
+			a := newNode(t, &lan, local1, 100, change).run()
+			b := newNode(t, &lan, local2, 100, change).run()
+			elapse(2 * time.Second)
+			if a.owns() || !b.owns() {
+				t.Fatal("the node with the greater address is not the active one")
+			}
+			if s := b.router.Snapshot(); s.UnsolicitedNA == 0 || s.GratuitousARP != 0 {
+				t.Errorf("announcements of an IPv6 router: %d unsolicited NA, %d gratuitous ARP", s.UnsolicitedNA, s.GratuitousARP)
+			}
+			if s := a.router.Snapshot(); s.Peer.Address != local2 || s.Peer.Checksum != ChecksumPseudo || s.AddressMismatches != 0 {
+				t.Errorf("snapshot of the backup: %+v", s)
+			}
+			b.stop()
+			elapse(100 * ms)
+			if !a.owns() {
+				t.Error("no take-over after the resignation")
+			}
+			a.kernel.set(func(k *fakeKernel) { k.announce = errTest })
+			elapse(time.Second)
+			if s := a.router.Snapshot(); s.UnsolicitedNAErrors == 0 || s.GratuitousErrors != 0 {
+				t.Errorf("failed announcements of an IPv6 router: %d of NA, %d of ARP", s.UnsolicitedNAErrors, s.GratuitousErrors)
+			}
+			a.stop()
+			for _, n := range []*node{a, b} {
+				for _, r := range n.router.Snapshot().Refused {
+					if r.Count != 0 {
+						t.Errorf("%d packets refused: %s", r.Count, r.Reason)
+					}
+				}
+			}
+		})
+	}
+}
+
 func TestRouterTellsTransitions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var lan fakeLAN

@@ -2,7 +2,7 @@ package vrrp
 
 import "time"
 
-// announceOffsets is when gratuitous ARP goes out after the addresses have been
+// announceOffsets is when announcements go out after the addresses have been
 // taken. One frame would do if none were ever lost: the early repeats cover a
 // dropped frame at little cost to the take-over time, the late ones a switch or
 // a host that was not listening yet. keepalived sends 5 at once and 5 after

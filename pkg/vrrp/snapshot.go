@@ -41,8 +41,12 @@ type Snapshot struct {
 	AddressMismatches  uint64 `json:"address_mismatches"`
 	Transitions        uint64 `json:"transitions"` // changes of state of any kind
 	BecameActive       uint64 `json:"became_active"`
-	GratuitousARP      uint64 `json:"gratuitous_arp"`        // frames sent
-	GratuitousErrors   uint64 `json:"gratuitous_arp_errors"` // announcements that failed
+	// GratuitousARP counts frames sent and GratuitousErrors announcements that
+	// failed; they are of IPv4, and the next two are their like of IPv6.
+	GratuitousARP       uint64 `json:"gratuitous_arp"`
+	GratuitousErrors    uint64 `json:"gratuitous_arp_errors"`
+	UnsolicitedNA       uint64 `json:"unsolicited_na"` // unsolicited Neighbor Advertisements
+	UnsolicitedNAErrors uint64 `json:"unsolicited_na_errors"`
 	// Restored counts addresses that somebody took away while we were active.
 	Restored uint64 `json:"restored"`
 
@@ -80,8 +84,11 @@ func (r *Router) Snapshot() Snapshot {
 	for i, n := range s.refused {
 		s.Refused[i] = RefusalCount{Reason: Refusal(i).String(), Count: n}
 	}
-	s.GratuitousARP = r.owner.announced.Load()
-	s.GratuitousErrors = r.owner.failed.Load()
+	announced, failed := &s.GratuitousARP, &s.GratuitousErrors
+	if r.config.ipv6() {
+		announced, failed = &s.UnsolicitedNA, &s.UnsolicitedNAErrors
+	}
+	*announced, *failed = r.owner.announced.Load(), r.owner.failed.Load()
 	s.Restored = r.owner.restored.Load()
 	return s
 }
