@@ -56,7 +56,17 @@ func TestWriteStatus(t *testing.T) {
 			{Name: "pooler2", Host: "pooler", State: "dead"},
 		},
 		Balancers: []lab.BalancerStatus{
-			{Host: "lb1", VIPs: []lb.VIPStats{{Addr: netip.MustParseAddr("192.168.1.100"), State: "active", Lease: 251 * time.Millisecond}}, Backends: []lb.BackendStats{backend, dead}},
+			{
+				Host: "lb1",
+				VIPs: []lb.VIPStats{
+					{Addr: netip.MustParseAddr("fd00:1::100"), State: "backup"},
+					{Addr: netip.MustParseAddr("192.168.1.100"), State: "active", Lease: 251 * time.Millisecond},
+				},
+				Services: []lb.ServiceStats{
+					{Addr: netip.MustParseAddrPort("192.168.1.100:5432"), Backends: []lb.BackendStats{backend, dead}},
+					{Addr: netip.MustParseAddrPort("[fd00:1::100]:5432"), Backends: []lb.BackendStats{dead}},
+				},
+			},
 			{Host: "lb2", Error: "no tables"},
 		},
 	}
@@ -64,7 +74,7 @@ func TestWriteStatus(t *testing.T) {
 	if err := writeStatus(&b, s); err != nil {
 		t.Fatal(err)
 	}
-	want := `lab pgsteer, up for 1m30s, NOT as it should be; lb1 answers for 192.168.1.100:5432
+	want := `lab pgsteer, up for 1m30s, NOT as it should be; lb1 answers for 192.168.1.100:5432 and [fd00:1::100]:5432
 
 HOST  ADDRESS       LINK  NAMESPACE
 lb1   192.168.1.10  up    pgsteer-lb1
@@ -77,6 +87,7 @@ pooler2  pooler  dead     -    -
 BALANCER  VIP            STATE   LEASE  BACKEND  STATE  ACTIVE  TOTAL
 lb1       192.168.1.100  active  251ms  pooler1  up     22      1234
                                         pooler2  down   0       0
+lb1       fd00:1::100    backup  none   pooler2  down   0       0
 lb2       no tables
 `
 	if b.String() != want {

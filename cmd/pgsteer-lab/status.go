@@ -3,11 +3,14 @@ package main
 import (
 	"fmt"
 	"io"
+	"net/netip"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/pgsteer/pgsteer/pkg/lab"
+	"github.com/pgsteer/pgsteer/pkg/lb"
 )
 
 // writeStatus prints a lab's status as plain tables.
@@ -24,8 +27,8 @@ func writeStatus(out io.Writer, s lab.Status) error {
 	case !s.Healthy():
 		condition = "NOT as it should be"
 	}
-	fmt.Fprintf(w, "lab %s, up for %v, %s; %s answers for %s\n\n", s.Name,
-		time.Since(s.Since).Round(time.Second), condition, active, lab.Service)
+	fmt.Fprintf(w, "lab %s, up for %v, %s; %s answers for %s and %s\n\n", s.Name,
+		time.Since(s.Since).Round(time.Second), condition, active, lab.Service, lab.Service6)
 	fmt.Fprintln(w, "HOST\tADDRESS\tLINK\tNAMESPACE")
 	for _, h := range s.Hosts {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", h.Name, h.Address, h.Link, h.Namespace)
@@ -44,23 +47,24 @@ func writeStatus(out io.Writer, s lab.Status) error {
 			fmt.Fprintf(w, "%s\t%s\n", b.Host, b.Error)
 			continue
 		}
-		for i, back := range b.Backends {
-			front := "\t\t\t"
-			if i == 0 {
-				front = vip(b)
+		for _, service := range b.Services {
+			front := vip(b, service.Addr.Addr())
+			for _, back := range service.Backends {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\n", front, back.Name, back.State, back.Active, back.Total)
+				front = "\t\t\t"
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\n", front, back.Name, back.State, back.Active, back.Total)
 		}
 	}
 	return w.Flush()
 }
 
-// vip is the front part of a balancer's first row.
-func vip(b lab.BalancerStatus) string {
-	if len(b.VIPs) == 0 {
+// vip is the front part of the first row of a service at the address.
+func vip(b lab.BalancerStatus, addr netip.Addr) string {
+	i := slices.IndexFunc(b.VIPs, func(v lb.VIPStats) bool { return v.Addr == addr })
+	if i < 0 {
 		return b.Host + "\tnone\t-\t-"
 	}
-	v, lease := b.VIPs[0], "none" // a lab has one VIP
+	v, lease := b.VIPs[i], "none"
 	if v.Lease > 0 {
 		lease = v.Lease.Round(time.Millisecond).String()
 	}

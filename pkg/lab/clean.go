@@ -53,18 +53,24 @@ func (l *Lab) unmountBPF() error {
 	}
 }
 
-// allNamespaces returns the names of the lab's namespaces.
-func (l *Lab) allNamespaces() []string {
+// namespaces returns the names of the namespaces of a lab with these options.
+func (l *Lab) namespaces(o Options) []string {
 	names := []string{l.namespace(lanHost)}
-	for _, h := range hosts {
+	for _, h := range o.hosts() {
 		names = append(names, l.namespace(h.name))
+	}
+	if o.Routed {
+		names = append(names, l.namespace(Remote))
 	}
 	return names
 }
 
+// allNamespaces returns the names of all namespaces that the lab may have had.
+func (l *Lab) allNamespaces() []string { return l.namespaces(Options{Routed: true}) }
+
 // networkExists tells whether all namespaces are there.
-func (l *Lab) networkExists() bool {
-	for _, name := range l.allNamespaces() {
+func (l *Lab) networkExists(o Options) bool {
+	for _, name := range l.namespaces(o) {
 		if namespaceInode(name) == 0 {
 			return false
 		}

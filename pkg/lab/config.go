@@ -90,43 +90,57 @@ timeouts:
   time_wait: {{.TimeWait}}
   reset: {{.Reset}}
 services:
-  - name: {{.ServiceName}}
-    address: {{.Service}}
+{{- range .Fronts}}
+  - name: {{.Service}}
+    address: "{{.Address}}"
     scheduler: leastconn
     check:
-      type: {{.CheckType}}
-      interval: {{.CheckInterval}}
-      timeout: {{.CheckTimeout}}
-      fall: {{.Fall}}
-      rise: {{.Rise}}
-{{- if eq .CheckType "postgres"}}
-      user: {{.CheckUser}}
-      database: {{.Database}}
+      type: {{$.CheckType}}
+      interval: {{$.CheckInterval}}
+      timeout: {{$.CheckTimeout}}
+      fall: {{$.Fall}}
+      rise: {{$.Rise}}
+{{- if eq $.CheckType "postgres"}}
+      user: {{$.CheckUser}}
+      database: {{$.Database}}
 {{- end}}
     backends:
 {{- range .Backends}}
       - {name: {{.Name}}, address: "{{.Addr}}", weight: 1}
 {{- end}}
+{{- end}}
 virtual_routers:
-  - name: main
-    vrid: {{.RouterID}}
-    priority: {{.Priority}}
-    advert_interval: {{.AdvertInterval}}
-    preempt: {{.Preempt}}
-    addresses: [{{.VIP}}/32]
-    source: {{.Source}}
-    peers: [{{.Peer}}]
+{{- range .Fronts}}
+  - name: {{.Router}}
+    vrid: {{.VRID}}
+    priority: {{$.Priority}}
+    advert_interval: {{$.AdvertInterval}}
+    preempt: {{$.Preempt}}
+    addresses: ["{{.VIP}}"]
+    source: "{{.Source}}"
+    peers: ["{{.Peer}}"]
+{{- end}}
 stats: {listen: ":{{.StatsPort}}"}
+admin: {socket: "{{.AdminSocket}}", state_file: "{{.OrdersFile}}"}
 log: {level: {{.LogLevel}}, format: text}
 `))
 
 type balancerValues struct {
 	BalancerOptions
-	Node, Interface, PinPath, ServiceName, Service, CheckUser, Database, VIP string
-	Backends                                                                 []backendValues
-	RouterID, StatsPort                                                      int
-	Priority                                                                 uint8
-	Source, Peer                                                             netip.Addr
+	Node, Interface, PinPath, CheckUser, Database string
+	AdminSocket, OrdersFile                       string
+	Fronts                                        []frontValues
+	StatsPort                                     int
+	Priority                                      uint8
+}
+
+type frontValues struct {
+	Service, Router string
+	Address         netip.AddrPort
+	Backends        []backendValues
+	VRID            int
+	VIP             netip.Prefix
+	Source, Peer    netip.Addr
 }
 
 type backendValues struct {
@@ -140,7 +154,7 @@ var poolerConfig = template.Must(template.New("pooler").Parse(`; Written by pgst
 * = host={{.DBHost}} port={{.DBPort}}
 
 [pgbouncer]
-listen_addr = {{.Addr}}
+listen_addr = {{.Addrs}}
 listen_port = {{.Port}}
 listen_backlog = 4096
 auth_type = scram-sha-256
@@ -153,9 +167,9 @@ max_prepared_statements = {{.MaxPrepared}}
 
 type poolerValues struct {
 	PoolerOptions
-	DBHost, Addr netip.Addr
-	DBPort, Port int
-	AuthFile     string
+	DBHost          netip.Addr
+	DBPort, Port    int
+	Addrs, AuthFile string
 }
 
 func (l *Lab) confFile(name string) string { return filepath.Join(l.dir, "conf", name) }
@@ -164,9 +178,23 @@ func (l *Lab) confFile(name string) string { return filepath.Join(l.dir, "conf",
 // system.
 func (l *Lab) PinPath(balancer string) string { return filepath.Join(l.dir, "bpf", balancer) }
 
-// poolerAddr is where a pooler listens.
+// AdminSocket is where a balancer's daemon takes orders: the balancers of a lab
+// share one file system, and its default path.
+func (l *Lab) AdminSocket(balancer string) string { return filepath.Join(l.dir, balancer+".sock") }
+
+// poolerAddr is where a pooler listens for IPv4.
 func poolerAddr(i int) netip.AddrPort {
 	return netip.AddrPortFrom(mustHost(Pooler).addr, uint16(poolerPort+i))
+}
+
+// poolerAddrs lists the addresses that the poolers listen on.
+func poolerAddrs(o Options) string {
+	h := mustHost(Pooler)
+	all := fmt.Sprintf("%v, %v", h.addr, h.addr6)
+	if o.Routed {
+		all += fmt.Sprintf(", %v, %v", poolerCable.far[0].Addr(), poolerCable.far[1].Addr())
+	}
+	return all
 }
 
 // writeConfigs writes every file that the daemons read.
@@ -176,12 +204,18 @@ func (l *Lab) writeConfigs(st *state) error {
 		v := balancerValues{
 			BalancerOptions: st.Options.Balancer,
 			Node:            name, Interface: hostLink, PinPath: l.PinPath(name),
-			ServiceName: ServiceName, Service: Service, CheckUser: checkUser, Database: Database,
-			VIP: vipAddr, RouterID: RouterID, StatsPort: StatsPort, Priority: h.priority,
-			Source: h.addr, Peer: peerOf(h).addr,
+			AdminSocket: l.AdminSocket(name), OrdersFile: filepath.Join(l.data, name+"-orders.json"),
+			CheckUser: checkUser, Database: Database, StatsPort: StatsPort, Priority: h.priority,
 		}
-		for i := range PoolerCount {
-			v.Backends = append(v.Backends, backendValues{Name: poolerName(i), Addr: poolerAddr(i)})
+		for _, f := range fronts() {
+			fv := frontValues{
+				Service: f.service, Address: f.addr, Router: f.router, VRID: f.vrid, VIP: f.vip(),
+				Source: f.own(h), Peer: f.own(peerOf(h)),
+			}
+			for i := range PoolerCount {
+				fv.Backends = append(fv.Backends, backendValues{Name: poolerName(i), Addr: f.pooler(st.Options, i)})
+			}
+			v.Fronts = append(v.Fronts, fv)
 		}
 		if err := writeTemplate(l.confFile(name+".yaml"), balancerConfig, v); err != nil {
 			return err
@@ -191,7 +225,7 @@ func (l *Lab) writeConfigs(st *state) error {
 		v := poolerValues{
 			PoolerOptions: st.Options.Pooler,
 			DBHost:        mustHost(DB).addr, DBPort: dbPort,
-			Addr: poolerAddr(i).Addr(), Port: int(poolerAddr(i).Port()),
+			Addrs: poolerAddrs(st.Options), Port: poolerPort + i,
 			AuthFile: l.confFile("userlist.txt"),
 		}
 		if err := writeTemplate(l.confFile(poolerName(i)+".ini"), poolerConfig, v); err != nil {

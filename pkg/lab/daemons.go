@@ -127,7 +127,7 @@ func (l *Lab) startAll(ctx context.Context, st *state, o Options) error {
 	if err != nil {
 		return err
 	}
-	o.Progress(fmt.Sprintf("the service answers at %s; %s is active (%.1f s)", Service, owner, time.Since(begin).Seconds()))
+	o.Progress(fmt.Sprintf("the service answers at %s; %s is active (%.1f s)", frontAddresses(), owner, time.Since(begin).Seconds()))
 	return nil
 }
 

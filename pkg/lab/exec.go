@@ -109,7 +109,7 @@ func (l *Lab) Exec(host string, argv []string) error {
 // with the lab's programs first in the PATH, and
 //   - everywhere the PG* variables of a connection to the database, from the
 //     client through the VIP and from the database's host as its superuser;
-//   - on the balancers PGSTEER_PIN_PATH, for pgsteer.
+//   - on the balancers PGSTEER_PIN_PATH and PGSTEER_ADMIN_SOCKET, for pgsteer.
 func (l *Lab) Environment(host string) ([]string, error) {
 	if _, err := findHost(host); err != nil {
 		return nil, err
@@ -131,7 +131,7 @@ func (l *Lab) Environment(host string) ([]string, error) {
 	case Pooler:
 		set["PGHOST"], set["PGPORT"] = mustHost(Pooler).addr.String(), fmt.Sprint(poolerPort)
 	case LB1, LB2:
-		set["PGSTEER_PIN_PATH"] = l.PinPath(host)
+		set["PGSTEER_PIN_PATH"], set["PGSTEER_ADMIN_SOCKET"] = l.PinPath(host), l.AdminSocket(host)
 	}
 	var env []string
 	for _, kv := range os.Environ() {

@@ -107,5 +107,8 @@ func (l *Lab) cable(name string, up bool) error {
 	if err != nil {
 		return err
 	}
+	if h.name == Remote {
+		return fmt.Errorf("%s is not plugged into the LAN; cut or heal %s", Remote, Gateway)
+	}
 	return l.change(func(*state) error { return l.setLink(h, up) })
 }

@@ -3,6 +3,7 @@ package lab_test
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"github.com/pgsteer/pgsteer/pkg/lab"
 	"github.com/pgsteer/pgsteer/pkg/lab/load"
 	"github.com/pgsteer/pgsteer/pkg/lb"
+	"github.com/pgsteer/pgsteer/pkg/xdp"
 )
 
 // testPoolerKilled: a dead pooler is marked down after three failed checks,
@@ -152,9 +154,21 @@ func testDatabaseKilled(t *testing.T, l *lab.Lab) {
 // watch looks, as often as it can, whether both balancers ever answer for the
 // VIP at the same time. The function it returns ends the watch.
 func watch(t *testing.T, l *lab.Lab) func() {
+	t.Helper()
+	// To open the tables takes longer than to look.
+	tables := map[string]*xdp.Reader{}
+	for _, balancer := range lab.Balancers() {
+		r, err := xdp.OpenPins(l.PinPath(balancer))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tables[balancer] = r
+	}
 	holds := func(balancer string) bool {
-		stats, err := l.Datapath(balancer)
-		return err == nil && slices.ContainsFunc(stats.VIPs, func(v lb.VIPStats) bool { return v.Lease > 0 })
+		stats, err := tables[balancer].Stats()
+		return err == nil && slices.ContainsFunc(stats.VIPs, func(v lb.VIPStats) bool {
+			return v.Addr == netip.MustParseAddr(vip) && v.Lease > 0
+		})
 	}
 	stop, done := make(chan struct{}), make(chan struct{})
 	looks, both := 0, 0
@@ -181,6 +195,9 @@ func watch(t *testing.T, l *lab.Lab) func() {
 		t.Helper()
 		close(stop)
 		<-done
+		for _, r := range tables {
+			r.Close()
+		}
 		t.Logf("both balancers' leases were looked at %d times", looks)
 		if looks < 50 {
 			t.Errorf("only %d looks at the leases: nothing is proved", looks)

@@ -41,6 +41,10 @@ type Options struct {
 
 	Balancer BalancerOptions `json:"balancer"`
 	Pooler   PoolerOptions   `json:"pooler"`
+	// Routed adds two networks beyond the LAN: one with the host Remote, whose
+	// clients come through the router Gateway, and one in which the balancers
+	// find the poolers, through the router Router.
+	Routed bool `json:"routed,omitempty"`
 
 	// Timeout bounds Up; default 90 s.
 	Timeout time.Duration `json:"-"`
@@ -152,7 +156,7 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	if err := l.refuseStrangers(); err != nil {
 		return nil, errors.Join(err, lock.remove())
 	}
-	if st, err := l.load(); err == nil && st.Complete && st.Options.same(o) && l.networkExists() {
+	if st, err := l.load(); err == nil && st.Complete && st.Options.same(o) && l.networkExists(o) {
 		err := l.repair(ctx, st, o)
 		lock.release()
 		if err != nil {
@@ -203,10 +207,10 @@ func (l *Lab) raise(ctx context.Context, o Options, pgBin string) error {
 		return err
 	}
 	begin := time.Now()
-	if err := l.buildNetwork(); err != nil {
+	if err := l.buildNetwork(o); err != nil {
 		return err
 	}
-	o.Progress(fmt.Sprintf("network: %d hosts on one LAN (%.1f s)", len(hosts), time.Since(begin).Seconds()))
+	o.Progress(fmt.Sprintf("network: %d hosts on one LAN (%.1f s)", len(o.hosts()), time.Since(begin).Seconds()))
 	if err := l.writeConfigs(st); err != nil {
 		return err
 	}
@@ -222,7 +226,7 @@ func (l *Lab) raise(ctx context.Context, o Options, pgBin string) error {
 
 // repair brings a lab that was up back to the full picture.
 func (l *Lab) repair(ctx context.Context, st *state, o Options) error {
-	for _, h := range hosts {
+	for _, h := range o.hosts() {
 		if err := l.setLink(h, true); err != nil {
 			return err
 		}

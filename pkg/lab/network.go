@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,15 +26,22 @@ const (
 // are the ones that are installed on such machines (deploy/sysctl.d).
 var (
 	hostSysctls = map[string]string{
-		// The picture is an IPv4 LAN; without IPv6 no router
-		// solicitations and duplicate address checks disturb captures.
-		"net/ipv6/conf/all/disable_ipv6":     "1",
-		"net/ipv6/conf/default/disable_ipv6": "1",
+		// Nobody on this LAN advertises routers or has another's address.
+		// Without asking for either no time is lost at the start, and
+		// captures are not disturbed.
+		"net/ipv6/conf/all/accept_ra":                "0",
+		"net/ipv6/conf/default/accept_ra":            "0",
+		"net/ipv6/conf/all/router_solicitations":     "0",
+		"net/ipv6/conf/default/router_solicitations": "0",
+		"net/ipv6/conf/all/accept_dad":               "0",
+		"net/ipv6/conf/default/accept_dad":           "0",
 	}
 	// The LAN's switch looks at nothing beyond the Ethernet header. Where the
 	// kernel's bridge filter is loaded, it would drop malformed IP packets
 	// that the balancer is to be shown.
 	lanSysctls = map[string]string{
+		"net/ipv6/conf/all/disable_ipv6":      "1",
+		"net/ipv6/conf/default/disable_ipv6":  "1",
 		"net/bridge/bridge-nf-call-arptables": "0",
 		"net/bridge/bridge-nf-call-iptables":  "0",
 		"net/bridge/bridge-nf-call-ip6tables": "0",
@@ -46,14 +54,14 @@ var (
 )
 
 // buildNetwork makes the namespaces, the bridge and the cables.
-func (l *Lab) buildNetwork() error {
+func (l *Lab) buildNetwork(o Options) error {
 	if err := createNamespace(l.namespace(lanHost)); err != nil {
 		return err
 	}
-	if err := setSysctls(l.namespace(lanHost), hostSysctls, lanSysctls); err != nil {
+	if err := setSysctls(l.namespace(lanHost), lanSysctls); err != nil {
 		return err
 	}
-	for _, h := range hosts {
+	for _, h := range o.hosts() {
 		if err := createNamespace(l.namespace(h.name)); err != nil {
 			return err
 		}
@@ -74,10 +82,13 @@ func (l *Lab) buildNetwork() error {
 	if err != nil {
 		return err
 	}
-	for _, h := range hosts {
+	for _, h := range o.hosts() {
 		if err := l.plugIn(lan, bridge, h); err != nil {
 			return fmt.Errorf("connecting host %s: %w", h.name, err)
 		}
+	}
+	if o.Routed {
+		return l.buildRoutes()
 	}
 	return nil
 }
@@ -133,15 +144,10 @@ func (l *Lab) plugIn(lan *netlink.Handle, bridge netlink.Link, h host) error {
 	if err := linkUp(remote, "lo"); err != nil {
 		return err
 	}
-	eth, err := remote.LinkByName(hostLink)
-	if err != nil {
-		return fmt.Errorf("finding %s: %w", hostLink, err)
-	}
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: h.addr.AsSlice(), Mask: net.CIDRMask(lanBits, 32)}}
-	if err := remote.AddrAdd(eth, addr); err != nil {
-		return fmt.Errorf("adding address %s: %w", h.addr, err)
-	}
-	return linkUp(remote, hostLink)
+	_, err = addressLink(remote, hostLink, []netip.Prefix{
+		netip.PrefixFrom(h.addr, lanBits), netip.PrefixFrom(h.addr6, lanBits6),
+	})
+	return err
 }
 
 // prepareBalancerPort makes the bridge port that faces a balancer behave like

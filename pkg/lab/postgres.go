@@ -201,12 +201,19 @@ func (l *Lab) ensureRoles(ctx context.Context, st *state) error {
 
 // ClientConfig returns what a pgx client on the client's host needs to connect
 // to the service. It may be used for any number of connections.
-func (l *Lab) ClientConfig() (*pgx.ConnConfig, error) {
+func (l *Lab) ClientConfig() (*pgx.ConnConfig, error) { return l.ClientConfigOf(ServiceName) }
+
+// ClientConfigOf is ClientConfig for any of the services.
+func (l *Lab) ClientConfigOf(service string) (*pgx.ConnConfig, error) {
+	f, err := findFront(service)
+	if err != nil {
+		return nil, err
+	}
 	st, err := l.load()
 	if err != nil {
 		return nil, err
 	}
-	return l.pgxConfig(Client, Database, st.Passwords[Database], netip.MustParseAddrPort(Service))
+	return l.pgxConfig(Client, Database, st.Passwords[Database], f.addr)
 }
 
 // connect opens a connection from one of the hosts, to the database that has

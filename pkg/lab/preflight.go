@@ -38,6 +38,9 @@ func (l *Lab) preflight(o Options) (string, error) {
 			return "", fmt.Errorf("this kernel or container cannot make network namespaces: %w", err)
 		}
 	}
+	if _, err := os.Stat("/proc/sys/net/ipv6/conf"); err != nil {
+		return "", fmt.Errorf("this kernel has no IPv6, which one of the lab's services uses: %w", err)
+	}
 	if _, err := databaseUser(); err != nil {
 		return "", err
 	}

@@ -115,13 +115,13 @@ func (l *Lab) waitService(ctx context.Context, st *state) (string, error) {
 	if err == nil {
 		err = l.WaitBackends(ctx, lb.Up, Poolers()...)
 	}
-	if err == nil {
-		err = until(ctx, func(ctx context.Context) error {
-			return l.selectOne(ctx, st, Client, netip.MustParseAddrPort(Service))
-		})
+	for _, f := range fronts() {
+		if err == nil {
+			err = until(ctx, func(ctx context.Context) error { return l.selectOne(ctx, st, Client, f.addr) })
+		}
 	}
 	if err != nil {
-		err = fmt.Errorf("waiting for the service at %s: %w", Service, err)
+		err = fmt.Errorf("waiting for the service at %s: %w", frontAddresses(), err)
 		for _, name := range Balancers() {
 			err = fmt.Errorf("%w\nthe end of %s:\n%s", err, l.logFile(Daemon(name)), l.tail(Daemon(name), tailLines))
 		}
@@ -129,22 +129,26 @@ func (l *Lab) waitService(ctx context.Context, st *state) (string, error) {
 	return owner, err
 }
 
-// WaitActive waits until exactly one of the balancers named (all, if none is)
-// holds the VIP, and returns its name.
+// WaitActive waits until each VIP is held by exactly one of the balancers named
+// (all, if none is), and returns the name of the one that holds Service's.
 func (l *Lab) WaitActive(ctx context.Context, among ...string) (string, error) {
 	if len(among) == 0 {
 		among = Balancers()
 	}
 	var owner string
 	err := until(ctx, func(context.Context) error {
-		owners, err := l.Owners()
-		if err != nil {
-			return err
+		for i, f := range fronts() {
+			owners, err := l.OwnersOf(f.service)
+			if err != nil {
+				return err
+			}
+			if len(owners) != 1 || !slices.Contains(among, owners[0]) {
+				return fmt.Errorf("the VIP of %s is held by %d balancers %v", f.service, len(owners), owners)
+			}
+			if i == 0 {
+				owner = owners[0]
+			}
 		}
-		if len(owners) != 1 || !slices.Contains(among, owners[0]) {
-			return fmt.Errorf("the VIP is held by %d balancers %v", len(owners), owners)
-		}
-		owner = owners[0]
 		return nil
 	})
 	return owner, err
@@ -166,15 +170,17 @@ func (l *Lab) WaitBackends(ctx context.Context, want lb.State, names ...string) 
 			if err != nil {
 				return err
 			}
-			for _, b := range backendsOf(stats) {
-				if !slices.Contains(names, b.Name) {
-					continue
-				}
-				if b.State != want {
-					return fmt.Errorf("%s has %s as %v, not %v", balancer, b.Name, b.State, want)
-				}
-				if want == lb.Up && !b.Reachable {
-					return fmt.Errorf("%s does not know the hardware address of %s", balancer, b.Name)
+			for _, f := range fronts() {
+				for _, b := range backendsOf(stats, f.service) {
+					if !slices.Contains(names, b.Name) {
+						continue
+					}
+					if b.State != want {
+						return fmt.Errorf("%s has %s of %s as %v, not %v", balancer, b.Name, f.service, b.State, want)
+					}
+					if want == lb.Up && !b.Reachable {
+						return fmt.Errorf("%s does not know the hardware address of %s", balancer, b.Name)
+					}
 				}
 			}
 		}
@@ -182,8 +188,16 @@ func (l *Lab) WaitBackends(ctx context.Context, want lb.State, names ...string) 
 	})
 }
 
-// Owners returns the balancers whose datapath answers for the VIP right now.
-func (l *Lab) Owners() ([]string, error) {
+// Owners returns the balancers whose datapath answers for Service's VIP right
+// now.
+func (l *Lab) Owners() ([]string, error) { return l.OwnersOf(ServiceName) }
+
+// OwnersOf is Owners for any of the services.
+func (l *Lab) OwnersOf(service string) ([]string, error) {
+	f, err := findFront(service)
+	if err != nil {
+		return nil, err
+	}
 	var owners []string
 	for _, name := range Balancers() {
 		stats, err := l.datapath(name)
@@ -191,7 +205,7 @@ func (l *Lab) Owners() ([]string, error) {
 			return nil, err
 		}
 		for _, v := range stats.VIPs {
-			if v.Lease > 0 {
+			if v.Addr == f.addr.Addr() && v.Lease > 0 {
 				owners = append(owners, name)
 			}
 		}
@@ -199,10 +213,18 @@ func (l *Lab) Owners() ([]string, error) {
 	return owners, nil
 }
 
-// Backends returns the poolers as a balancer's datapath counts them.
+// Backends returns the poolers as a balancer's datapath counts them for Service.
 func (l *Lab) Backends(balancer string) ([]lb.BackendStats, error) {
+	return l.BackendsOf(balancer, ServiceName)
+}
+
+// BackendsOf is Backends for any of the services.
+func (l *Lab) BackendsOf(balancer, service string) ([]lb.BackendStats, error) {
+	if _, err := findFront(service); err != nil {
+		return nil, err
+	}
 	stats, err := l.datapath(balancer)
-	return backendsOf(stats), err
+	return backendsOf(stats, service), err
 }
 
 // Datapath returns what a balancer's datapath has counted, read from its
@@ -236,10 +258,10 @@ func (l *Lab) Flows(balancer string, fn func(lb.Flow) bool) error {
 	return nil
 }
 
-// backendsOf returns the backends of the lab's one service.
-func backendsOf(stats lb.DatapathStats) []lb.BackendStats {
+// backendsOf returns the backends of one service.
+func backendsOf(stats lb.DatapathStats, service string) []lb.BackendStats {
 	for _, s := range stats.Services {
-		if s.Name == ServiceName {
+		if s.Name == service {
 			return s.Backends
 		}
 	}

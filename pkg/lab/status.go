@@ -13,7 +13,7 @@ type Status struct {
 	Name      string           `json:"name"`
 	Since     time.Time        `json:"since"`
 	Complete  bool             `json:"complete"` // false when raising it was not completed
-	Active    []string         `json:"active"`   // balancers that answer for the VIP; one, if all is well
+	Active    []string         `json:"active"`   // balancers that answer for a VIP; one, if all is well
 	Hosts     []HostStatus     `json:"hosts"`
 	Processes []ProcessStatus  `json:"processes"`
 	Balancers []BalancerStatus `json:"balancers"`
@@ -24,6 +24,7 @@ type HostStatus struct {
 	Name      string     `json:"name"`
 	Namespace string     `json:"namespace"`
 	Address   netip.Addr `json:"address"`
+	Address6  netip.Addr `json:"address6"`
 	Link      string     `json:"link"` // up, cut, or gone
 }
 
@@ -41,9 +42,19 @@ type ProcessStatus struct {
 type BalancerStatus struct {
 	Host     string            `json:"host"`
 	VIPs     []lb.VIPStats     `json:"vips,omitempty"`
-	Backends []lb.BackendStats `json:"backends,omitempty"`
+	Services []lb.ServiceStats `json:"services,omitempty"`
 	Flows    int               `json:"flows"` // closed ones that are still remembered included
 	Error    string            `json:"error,omitempty"`
+}
+
+// healthy tells whether the balancer has all poolers up behind each service.
+func (b BalancerStatus) healthy() bool {
+	ok := b.Error == "" && len(b.Services) == len(fronts())
+	for _, s := range b.Services {
+		ok = ok && len(s.Backends) == PoolerCount &&
+			!slices.ContainsFunc(s.Backends, func(x lb.BackendStats) bool { return x.State != lb.Up })
+	}
+	return ok
 }
 
 // Healthy tells whether everything is as Up has left it.
@@ -56,8 +67,7 @@ func (s Status) Healthy() bool {
 		ok = ok && p.State == "running"
 	}
 	for _, b := range s.Balancers {
-		ok = ok && b.Error == "" && len(b.Backends) == PoolerCount &&
-			!slices.ContainsFunc(b.Backends, func(x lb.BackendStats) bool { return x.State != lb.Up })
+		ok = ok && b.healthy()
 	}
 	return ok
 }
@@ -77,7 +87,7 @@ func GetStatus(name string) (Status, error) {
 		return Status{}, err
 	}
 	s := Status{Name: l.name, Since: st.Since, Complete: st.Complete}
-	for _, h := range hosts {
+	for _, h := range st.Options.hosts() {
 		link := "cut"
 		switch up, err := l.linkIsUp(h); {
 		case err != nil:
@@ -85,7 +95,7 @@ func GetStatus(name string) (Status, error) {
 		case up:
 			link = "up"
 		}
-		s.Hosts = append(s.Hosts, HostStatus{h.name, l.namespace(h.name), h.addr, link})
+		s.Hosts = append(s.Hosts, HostStatus{h.name, l.namespace(h.name), h.addr, h.addr6, link})
 	}
 	specs, err := l.specs(st)
 	if err != nil {
@@ -109,11 +119,9 @@ func GetStatus(name string) (Status, error) {
 		if err != nil {
 			b.Error = err.Error()
 		}
-		b.VIPs, b.Backends, b.Flows = stats.VIPs, backendsOf(stats), stats.Audit.Flows
-		for _, v := range stats.VIPs {
-			if v.Lease > 0 {
-				s.Active = append(s.Active, name)
-			}
+		b.VIPs, b.Services, b.Flows = stats.VIPs, stats.Services, stats.Audit.Flows
+		if slices.ContainsFunc(stats.VIPs, func(v lb.VIPStats) bool { return v.Lease > 0 }) {
+			s.Active = append(s.Active, name)
 		}
 		s.Balancers = append(s.Balancers, b)
 	}

@@ -30,6 +30,11 @@ const (
 	ServiceName = "postgres"
 	// RouterID is the virtual router id that both balancers share.
 	RouterID = 51
+	// Service6, ServiceName6 and RouterID6 are the same for clients that use
+	// IPv6, before the same poolers.
+	Service6     = "[fd00:1::100]:5432"
+	ServiceName6 = "postgres6"
+	RouterID6    = 52
 	// StatsPort is where each balancer serves /stats and /metrics.
 	StatsPort = 8404
 	// Database is the name of the database and of the role that owns it.
@@ -39,6 +44,7 @@ const (
 
 	vipAddr     = "192.168.1.100"
 	lanBits     = 24
+	lanBits6    = 64
 	lanMTU      = 1500
 	servicePort = 5432
 	poolerPort  = 6432 // the first pooler's; the others follow
@@ -50,18 +56,20 @@ const (
 type host struct {
 	name     string
 	addr     netip.Addr
-	priority uint8 // VRRP priority, zero where no balancer runs
+	addr6    netip.Addr // of fd00:1::/64, a private network (RFC 4193)
+	priority uint8      // VRRP priority, zero where no balancer runs
 }
 
 var hosts = []host{
-	{name: Client, addr: netip.MustParseAddr("192.168.1.50")},
-	{name: LB1, addr: netip.MustParseAddr("192.168.1.10"), priority: 101},
-	{name: LB2, addr: netip.MustParseAddr("192.168.1.11"), priority: 100},
-	{name: Pooler, addr: netip.MustParseAddr("192.168.1.5")},
-	{name: DB, addr: netip.MustParseAddr("192.168.1.6")},
+	{name: Client, addr: netip.MustParseAddr("192.168.1.50"), addr6: netip.MustParseAddr("fd00:1::50")},
+	{name: LB1, addr: netip.MustParseAddr("192.168.1.10"), addr6: netip.MustParseAddr("fd00:1::10"), priority: 101},
+	{name: LB2, addr: netip.MustParseAddr("192.168.1.11"), addr6: netip.MustParseAddr("fd00:1::11"), priority: 100},
+	{name: Pooler, addr: netip.MustParseAddr("192.168.1.5"), addr6: netip.MustParseAddr("fd00:1::5")},
+	{name: DB, addr: netip.MustParseAddr("192.168.1.6"), addr6: netip.MustParseAddr("fd00:1::6")},
 }
 
-// Hosts returns the names of the hosts that commands can be run on.
+// Hosts returns the names of the hosts that commands can be run on. A routed lab
+// has Remote, Gateway and Router as well.
 func Hosts() []string {
 	names := make([]string, 0, len(hosts))
 	for _, h := range hosts {
@@ -83,10 +91,17 @@ func Poolers() []string {
 	return names
 }
 
-// Address returns the LAN address of a host.
+// Address returns the IPv4 address of a host on the LAN.
 func Address(name string) (netip.Addr, error) {
 	h, err := findHost(name)
 	return h.addr, err
+}
+
+// Address6 returns the IPv6 address of a host on the LAN. It has a link-local
+// one beside it.
+func Address6(name string) (netip.Addr, error) {
+	h, err := findHost(name)
+	return h.addr6, err
 }
 
 // HardwareAddr returns the MAC address of a host.
@@ -100,8 +115,9 @@ func HardwareAddr(name string) (net.HardwareAddr, error) {
 
 func poolerName(i int) string { return fmt.Sprintf("pooler%d", i+1) }
 
+// findHost finds a host by its name, also one that only a routed lab has.
 func findHost(name string) (host, error) {
-	for _, h := range hosts {
+	for _, h := range append(Options{Routed: true}.hosts(), remoteHost) {
 		if h.name == name {
 			return h, nil
 		}

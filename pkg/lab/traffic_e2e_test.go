@@ -27,6 +27,7 @@ func TestLab(t *testing.T) {
 		run  func(*testing.T, *lab.Lab)
 	}{
 		{"psql", testPsql},
+		{"IPv6 LAN", testLAN6},
 		{"exec", testExec},
 		{"pgsteer", testInspect},
 		{"pgbench", testPgbench},

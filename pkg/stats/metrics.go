@@ -95,6 +95,8 @@ var (
 	vrrpActive      = counter("pgsteer_vrrp_became_active_total", "Times that this node took the addresses.", "router")
 	vrrpGARP        = counter("pgsteer_vrrp_garp_sent_total", "Gratuitous ARP frames sent.", "router")
 	vrrpGARPErrors  = counter("pgsteer_vrrp_garp_errors_total", "Gratuitous ARP announcements that failed.", "router")
+	vrrpNA          = counter("pgsteer_vrrp_na_sent_total", "Unsolicited Neighbor Advertisements sent.", "router")
+	vrrpNAErrors    = counter("pgsteer_vrrp_na_errors_total", "Unsolicited Neighbor Advertisements that could not be sent.", "router")
 	vrrpRestored    = counter("pgsteer_vrrp_addresses_restored_total", "Virtual addresses that somebody took off the interface while this node was active.", "router")
 )
 
@@ -244,6 +246,8 @@ func (e emitter) routers(s *Snapshot) {
 		e(vrrpActive, float64(r.BecameActive), r.Name)
 		e(vrrpGARP, float64(r.GratuitousARP), r.Name)
 		e(vrrpGARPErrors, float64(r.GratuitousErrors), r.Name)
+		e(vrrpNA, float64(r.UnsolicitedNA), r.Name)
+		e(vrrpNAErrors, float64(r.UnsolicitedNAErrors), r.Name)
 		e(vrrpRestored, float64(r.Restored), r.Name)
 	}
 }

@@ -40,7 +40,7 @@ func routerRows(s *Snapshot) []routerRow {
 			Owner: owner(r),
 			Peer:  "never", PeerPriority: "",
 			Sent: grouped(r.Sent), Received: grouped(r.Received),
-			Transitions: grouped(r.Transitions), GARP: grouped(r.GratuitousARP),
+			Transitions: grouped(r.Transitions), GARP: grouped(r.GratuitousARP + r.UnsolicitedNA),
 		}
 		var addrs []string
 		for _, p := range r.Addresses {
