@@ -26,6 +26,7 @@ func poolerConfig(f *bouncer.Config) (pooler.Config, error) {
 	}
 	c.Backlog = f.ListenBacklog
 	c.ReusePort = f.ReusePort
+	c.TrustedBalancers = f.TrustedBalancers
 	c.AuthMethod = map[bouncer.AuthType]pgwire.AuthMethod{
 		bouncer.AuthSCRAM: pgwire.AuthSCRAM,
 		bouncer.AuthMD5:   pgwire.AuthMD5,
@@ -42,6 +43,13 @@ func poolerConfig(f *bouncer.Config) (pooler.Config, error) {
 	c.ServerLifetime = f.ServerLifetime
 	c.ServerIdleTimeout = f.ServerIdleTimeout
 	c.CancelWaitTimeout = f.CancelWaitTimeout
+	c.StatsPeriod = f.StatsPeriod
+	c.AdminUsers, c.StatsUsers = f.AdminUsers, f.StatsUsers
+	c.AddHost = f.ApplicationNameAddHost
+	c.Version = version()
+	for _, s := range f.Settings {
+		c.Settings = append(c.Settings, pooler.Setting{Name: s.Key, Value: s.Value, Default: s.Default})
+	}
 	c.LogConnections = f.LogConnections
 	c.LogDisconnections = f.LogDisconnections
 	c.LogPoolerErrors = f.LogPoolerErrors
@@ -86,9 +94,10 @@ const (
 	// what is left is for the kernel's socket buffers, which count too.
 	memoryLimit = 380 << 20
 	// spareFiles are descriptors beside those of clients and servers: the
-	// event loop's, listeners, cancel requests, clients above the limit that
-	// are being told so.
-	spareFiles = 512
+	// event loop's, listeners, cancel requests, the console's sessions, clients
+	// above the limit that are being told so, clients that took their leave and
+	// are to close first (twice 512 at the most).
+	spareFiles = 1536
 )
 
 // setLimits sets the process's limits before it takes any connection.

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -44,7 +46,13 @@ func TestConfig(t *testing.T) {
 	if len(got.AuthSeed) != 32 {
 		t.Errorf("seed of %d bytes, want 32", len(got.AuthSeed))
 	}
-	got.Users, got.AuthSeed = nil, nil
+	if i := slices.IndexFunc(got.Settings, func(s pooler.Setting) bool { return s.Name == "listen_port" }); i < 0 || got.Settings[i].Value != "6999" {
+		t.Errorf("settings: %v", got.Settings)
+	}
+	if got.Version != version() {
+		t.Errorf("version %q", got.Version)
+	}
+	got.Users, got.AuthSeed, got.Settings, got.Version = nil, nil, nil, ""
 	want := pooler.Config{
 		Listen: []string{"127.0.0.1:6999", "[::1]:6999"}, Backlog: 64, ReusePort: true,
 		Databases: map[string]pooler.Database{"app": {Name: "app", Host: "127.0.0.1", Port: 5433, DBName: "appdb",
@@ -54,6 +62,8 @@ func TestConfig(t *testing.T) {
 		IgnoreStartup:        []string{"extra_float_digits", "search_path"},
 		ServerConnectTimeout: 3 * time.Second, ServerLoginRetry: 4 * time.Second, ServerLifetime: 5 * time.Second,
 		ServerIdleTimeout: 6 * time.Second, QueryWaitTimeout: 7 * time.Second, ClientLoginTimeout: 8 * time.Second,
+		TrustedBalancers: []netip.Prefix{netip.MustParsePrefix("192.168.1.100/32")},
+		AdminUsers:       []string{"alice"}, StatsUsers: []string{"bob", "alice"}, StatsPeriod: 10 * time.Second, AddHost: true,
 		CancelWaitTimeout: 9 * time.Second, ShutdownTimeout: pooler.DefaultConfig().ShutdownTimeout,
 	}
 	if !reflect.DeepEqual(got, want) {

@@ -36,6 +36,9 @@ var (
 	ErrSecretKind    = errors.New("stored secret does not fit the authentication method")
 )
 
+// ErrTerminate: the client said goodbye in the place of a password.
+var ErrTerminate = errors.New("client terminated its login")
+
 // Lookup finds a user's secret. Ok is false for a user that does not exist. It
 // must be safe for concurrent use and quick in the same way for every name.
 type Lookup func(user string) (secret Secret, ok bool)
@@ -93,8 +96,9 @@ func NewAuthenticator(method AuthMethod, lookup Lookup, seed []byte) *Authentica
 // A refusal is an *Error for the client (see SendError) with 28P01, 28000 or
 // 08P01; it wraps ErrUnknownUser, ErrWrongPassword, ErrSecretKind,
 // ErrScramMessage, ErrFrameType or ErrFrameLength. A client that left is io.EOF
-// or io.ErrUnexpectedEOF. libpq leaves after the first request when it has no
-// password and comes again, so io.EOF is no sign of trouble.
+// or io.ErrUnexpectedEOF; one that said goodbye before is ErrTerminate, and has
+// yet to close. libpq leaves after the first request when it has no password and
+// comes again, so io.EOF is no sign of trouble.
 func (a *Authenticator) AuthenticateClient(rw io.ReadWriter, s *Startup) (Identity, error) {
 	id := Identity{User: s.User, Database: s.Database}
 	secret, known := a.lookup(s.User)
@@ -236,6 +240,9 @@ func readPassword(r io.Reader, maxBody int) ([]byte, error) {
 	typ, body, err := ReadFrame(r, maxBody)
 	if err != nil {
 		return nil, err
+	}
+	if typ == MsgTerminate && len(body) == 0 {
+		return nil, ErrTerminate
 	}
 	if typ != MsgPassword {
 		return nil, protocolError(ErrFrameType, fmt.Sprintf("expected password response, got message type %d", typ))

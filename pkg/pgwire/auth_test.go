@@ -283,6 +283,10 @@ func TestAuthenticateHostile(t *testing.T) {
 	}{
 		{"leaves", AuthSCRAM, nil, io.EOF, ""},
 		{"leaves within", AuthSCRAM, cut[:10], io.ErrUnexpectedEOF, ""},
+		{"says goodbye", AuthSCRAM, AppendTerminate(nil), ErrTerminate, ""},
+		{"says goodbye within", AuthSCRAM, append(sasl("n,,n=,r=abc"), AppendTerminate(nil)...), ErrTerminate, ""},
+		{"says goodbye to md5", AuthMD5, AppendTerminate(nil), ErrTerminate, ""},
+		{"goodbye with a body", AuthSCRAM, []byte{'X', 0, 0, 0, 5, 0}, ErrFrameType, "08P01"},
 		{"query", AuthSCRAM, AppendQuery(nil, "select 1"), ErrFrameType, "08P01"},
 		{"huge", AuthSCRAM, AppendHeader(nil, 'p', MaxLargeLen), ErrFrameLength, "08P01"},
 		{"above the limit", AuthSCRAM, AppendHeader(nil, 'p', MaxSASLLen+1), ErrFrameLength, "08P01"},

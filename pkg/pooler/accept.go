@@ -65,7 +65,7 @@ func isShortage(err error) bool {
 // serve takes one connection through startup and authentication, and hands it
 // to the loop.
 func (p *Pooler) serve(conn net.Conn, full bool) {
-	addr := addrOf(conn)
+	addr, peer, local := p.endpoints(conn)
 	limit := p.config.ClientLoginTimeout
 	if full && (limit == 0 || limit > refusingTimeout) {
 		limit = refusingTimeout
@@ -77,13 +77,27 @@ func (p *Pooler) serve(conn net.Conn, full bool) {
 	}
 	// At shutdown, whoever is not logged in is not waited for.
 	stop := context.AfterFunc(p.ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
-	why, err := p.login(conn, addr, full)
+	n := newcomer{id: p.ids.Add(1), addr: addr, peer: peer, local: local}
+	why, err := p.login(conn, &n, full)
 	stop()
-	if err == nil {
-		return
+	var s *console
+	if errors.Is(err, errConsole) {
+		s, err = p.openConsole(conn, n)
+		why = refusedConsole
 	}
-	p.refuse(conn, addr, why, err)
-	p.clients.Add(-1)
+	switch {
+	case s != nil:
+		p.clients.Add(-1) // it is not one
+		_ = conn.SetDeadline(time.Time{})
+		s.run()
+	case errors.Is(err, pgwire.ErrTerminate):
+		p.clients.Add(-1)
+		p.log.Debug("client left during login", "client", addr, "error", err)
+		p.part(conn)
+	case err != nil:
+		p.refuse(conn, addr, why, err)
+		p.clients.Add(-1)
+	}
 }
 
 // refuse tells a client why it is not let in, counts and logs it, and closes
@@ -92,7 +106,7 @@ func (p *Pooler) refuse(conn net.Conn, addr netip.AddrPort, why refusal, err err
 	var netErr net.Error
 	switch {
 	case errors.Is(err, errAnswered):
-		_ = conn.Close() // the peer has all it is to get
+		p.hangUp(conn) // the peer has all it is to get
 		return
 	case p.ctx.Err() != nil:
 		why, err = refusedShutdown, errShutdown
@@ -108,23 +122,20 @@ func (p *Pooler) refuse(conn net.Conn, addr netip.AddrPort, why refusal, err err
 	}
 	p.early[why].Add(1)
 	p.log.Log(p.ctx, p.loop.m.limits.trouble, "pooler error: "+e.Message, "client", addr, "reason", why.String(), "error", err)
-	// What it has not read is lost if we close with input unread, so that is
-	// read away, for a moment.
-	_ = conn.SetDeadline(time.Now().Add(lingerTimeout))
+	_ = conn.SetWriteDeadline(time.Now().Add(lingerTimeout))
 	if err := pgwire.SendError(conn, e); err != nil {
 		p.log.Debug("failed to refuse client", "client", addr, "error", err)
 	}
-	if cw, ok := conn.(interface{ CloseWrite() error }); ok && cw.CloseWrite() == nil {
-		_, _ = io.CopyN(io.Discard, conn, 1<<20)
-	}
-	_ = conn.Close()
+	p.hangUp(conn)
 }
 
-func addrOf(conn net.Conn) netip.AddrPort {
-	a, _ := conn.RemoteAddr().(*net.TCPAddr)
-	if a == nil {
-		return netip.AddrPort{}
+// hangUp closes a connection so that the peer gets all that was sent. What it
+// has not read is lost if we close with input unread (RFC 1122, section
+// 4.2.2.13), so that is read away, for a moment.
+func (p *Pooler) hangUp(conn net.Conn) {
+	_ = conn.SetReadDeadline(time.Now().Add(lingerTimeout))
+	if cw, ok := conn.(interface{ CloseWrite() error }); ok && cw.CloseWrite() == nil {
+		_, _ = io.CopyN(io.Discard, conn, maxDiscard)
 	}
-	ap := a.AddrPort()
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	_ = conn.Close()
 }

@@ -89,9 +89,9 @@ func answerTo(send [][]byte) []byte {
 // quietWorld takes everything.
 type quietWorld struct{ written int }
 
-func (q *quietWorld) dial(*pool)       {}
-func (q *quietWorld) cancelOn(*server) {}
-func (q *quietWorld) end(*conn, bool)  {}
+func (q *quietWorld) dial(*pool)        {}
+func (q *quietWorld) cancelOn(*server)  {}
+func (q *quietWorld) end(*conn, ending) {}
 func (q *quietWorld) write(_ *conn, segs [][]byte) (int, error) {
 	n := 0
 	for _, s := range segs {

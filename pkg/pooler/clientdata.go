@@ -300,6 +300,9 @@ func (m *machine) endFlight(sv *server, kind expectKind) {
 func (m *machine) expect(sv *server, x expect) {
 	if sv.expects.n == 0 {
 		sv.busyAt = m.now
+		if cl := sv.client; cl != nil {
+			cl.requestedAt = m.now
+		}
 	}
 	sv.expects.push(x)
 }
@@ -339,8 +342,11 @@ func (m *machine) clientProtocolError(cl *client, err error) {
 func (m *machine) clientTerminated(cl *client) {
 	m.logClient(m.limits.logout, "closing because: ", "client close request", cl)
 	m.detach(cl, true)
-	m.moveClient(cl, clientClosing)
-	m.clientGone(cl, "client close request")
+	how := endParting
+	if cl.ended {
+		how = endNow // it has closed already
+	}
+	m.dropClient(cl, how)
 }
 
 // clientEnded: the client closed its connection, or it broke.

@@ -3,6 +3,7 @@ package pooler
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/pgsteer/pgsteer/pkg/pgwire"
@@ -18,6 +19,9 @@ type Config struct {
 	Backlog int
 	// ReusePort sets SO_REUSEPORT, so that several processes can share a port.
 	ReusePort bool
+	// TrustedBalancers are the peers that are believed when the SYN of a
+	// connection names another address as its client's. Empty: nobody.
+	TrustedBalancers []netip.Prefix
 
 	// Databases by the name that clients use. Fallback, if not nil, is for all
 	// other names; its DBName is replaced by the client's.
@@ -54,10 +58,31 @@ type Config struct {
 	CancelWaitTimeout    time.Duration // for delivering a cancel request, and for settling a server
 	ShutdownTimeout      time.Duration // for transactions to end when Run is cancelled
 
+	// StatsPeriod is the time over which the console's averages are taken.
+	StatsPeriod time.Duration
+
+	// AdminUsers may do everything in the console, StatsUsers may look. Both
+	// must be among Users.
+	AdminUsers []string
+	StatsUsers []string
+	// Version is what the console says that it is.
+	Version string
+	// Settings are shown by the console, in their order.
+	Settings []Setting
+
+	// AddHost puts the client's address behind the application name that it
+	// gives at login, so that pg_stat_activity shows it.
+	AddHost bool
+
 	LogConnections    bool // log each login of clients and servers
 	LogDisconnections bool // log each end of a connection
 	LogPoolerErrors   bool // log each error sent to a client
+
+	parting time.Duration // 0: partingTimeout
 }
+
+// Setting is a line of the configuration, for SHOW CONFIG.
+type Setting struct{ Name, Value, Default string }
 
 // Database says where a database is.
 type Database struct {
@@ -91,6 +116,7 @@ func DefaultConfig() Config {
 		ServerIdleTimeout:    10 * time.Minute,
 		CancelWaitTimeout:    10 * time.Second,
 		ShutdownTimeout:      30 * time.Second,
+		StatsPeriod:          time.Minute,
 		LogConnections:       true,
 		LogDisconnections:    true,
 		LogPoolerErrors:      true,
@@ -114,6 +140,8 @@ func (c *Config) validate() error {
 		return errors.New("server connect timeout must be positive")
 	case c.CancelWaitTimeout <= 0:
 		return errors.New("cancel wait timeout must be positive")
+	case c.StatsPeriod <= 0:
+		return errors.New("statistics period must be positive")
 	case c.ServerLoginRetry < 0, c.QueryWaitTimeout < 0, c.ClientLoginTimeout < 0,
 		c.ServerLifetime < 0, c.ServerIdleTimeout < 0, c.ShutdownTimeout < 0:
 		return errors.New("a timeout is negative")

@@ -255,7 +255,7 @@ func (m *machine) countSent(c *conn, n int) {
 func (m *machine) drained(c *conn) {
 	switch {
 	case c.bye:
-		m.world.end(c, false)
+		m.world.end(c, endSending)
 	case c.sv != nil:
 		if cl := c.sv.client; cl != nil {
 			m.wake(&cl.conn)

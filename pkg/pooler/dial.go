@@ -69,7 +69,10 @@ func (p *Pooler) connect(db *Database, login pgwire.ServerLogin) (loggedIn, erro
 		_ = conn.Close() // the login's error says it all
 		return loggedIn{}, err
 	}
-	n := loggedIn{key: session.Key, params: session.Params, network: network, addr: conn.RemoteAddr().String()}
+	n := loggedIn{
+		id: p.ids.Add(1), key: session.Key, params: session.Params,
+		network: network, addr: conn.RemoteAddr().String(), local: addrOf(conn.LocalAddr()),
+	}
 	if network == "unix" {
 		n.addr = addr
 	}

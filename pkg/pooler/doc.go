@@ -18,9 +18,13 @@
 // connection at rest holds no buffer.
 //
 // Goroutines do the rest: accepting, the startup conversation and
-// authentication of clients (login.go), logging in to servers (dial.go),
-// sending cancel requests (cancel.go). They hand their sockets to the loop by
-// message.
+// authentication of clients (login.go), logging in to servers and sending cancel
+// requests to them (dial.go). They hand their sockets to the loop by message.
+// Sessions of the console (console.go) are goroutines to their end; they look at
+// the machine by messages that take little time each.
+//
+// Clients that come through a balancer are known by their own addresses
+// (clientaddr.go), and are let close first when they say goodbye (parting.go).
 //
 // # Invariants
 //

@@ -16,7 +16,7 @@ func TestCancel(t *testing.T) {
 	p := startPooler(t, func(c *Config) { c.PoolSize = 1 })
 	conn, waiting := dialRaw(t, p), dialRaw(t, p)
 	conn.send(msgQuery("select pg_sleep(60)"))
-	until(t, "the query to run", func() bool { return p.pool().ClientsActive == 1 })
+	asleep(t)
 	waiting.send(msgParse("", "select 1"), msgBind("", ""), msgExecute(""), syncMsg)
 	until(t, "a client to wait", func() bool { return p.pool().ClientsWaiting == 1 })
 	waiting.cancel(p)
@@ -132,5 +132,35 @@ func TestClientKilled(t *testing.T) {
 	}
 	if s := p.pool(); s.ServerLogins > 4 {
 		t.Errorf("%d server logins: servers were not kept", s.ServerLogins)
+	}
+}
+
+// TestTerminateParts: a client that says goodbye is gone at once, but may close
+// first; one that has closed already, or says nothing, is closed.
+func TestTerminateParts(t *testing.T) {
+	tests := []struct {
+		name string
+		send []byte
+		ends bool
+		want ending
+	}{
+		{"goodbye", terminateMsg, false, endParting},
+		{"goodbye behind a query", append(msgQuery("select 1"), terminateMsg...), false, endParting},
+		{"goodbye and close", terminateMsg, true, endNow},
+		{"goodbye behind a query and close", append(msgQuery("select 1"), terminateMsg...), true, endNow},
+		{"close", nil, true, endNow},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newFakeWorld(t, nil)
+			cl, p := w.welcomed(database("d", 1))
+			p.sock = append(p.sock, tt.send...)
+			p.ended = tt.ends
+			w.arrived(&cl.conn)
+			w.settle()
+			if !cl.dropped || cl.state != clientGone || w.m.population != 0 || !p.over || p.how != tt.want {
+				t.Errorf("dropped %v, state %d, %d clients, ended by %d; want %d", cl.dropped, cl.state, w.m.population, p.how, tt.want)
+			}
+		})
 	}
 }

@@ -24,6 +24,7 @@ func (m *machine) tick() {
 		m.clientGone(cl, "client does not close")
 	}
 	m.tickSettling()
+	m.tickPeriod()
 }
 
 // unused reports whether a pool has neither clients nor servers.

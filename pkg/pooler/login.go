@@ -15,27 +15,35 @@ import (
 // errAnswered ends a connection that needs no error: a cancel request.
 var errAnswered = errors.New("request answered")
 
+// errConsole is no failure: the client is to have the console.
+var errConsole = errors.New("console session")
+
 // login conducts a client's startup and authentication. Without an error the
 // connection has become the loop's.
-func (p *Pooler) login(conn net.Conn, addr netip.AddrPort, full bool) (refusal, error) {
+func (p *Pooler) login(conn net.Conn, n *newcomer, full bool) (refusal, error) {
 	s, err := pgwire.AcceptStartup(conn, 0)
 	if err != nil {
 		return refusedStartup, err
 	}
 	if s.Kind == pgwire.KindCancel {
-		p.cancelClient(addr, s.Key)
+		p.cancelClient(n.addr, s.Key)
 		return refusedStartup, errAnswered
 	}
-	if full {
+	console := s.Database == consoleDatabase
+	if full && !console {
 		return refusedFull, errFull
 	}
-	n := newcomer{protocol: s.Protocol, addr: addr}
-	if err := p.parameters(&n, &s); err != nil {
+	n.protocol, n.login = s.Protocol, s.User
+	if err := p.parameters(n, &s); err != nil {
 		return refusedParameter, err
 	}
 	id, err := p.auth.AuthenticateClient(conn, &s)
 	if err != nil {
 		return refusedAuth, err
+	}
+	if console {
+		p.logLogin(n, s.Database)
+		return 0, errConsole
 	}
 	if n.database = p.database(s.Database); n.database == nil {
 		return refusedDatabase, pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeInvalidCatalogName,
@@ -45,17 +53,25 @@ func (p *Pooler) login(conn net.Conn, addr netip.AddrPort, full bool) (refusal, 
 	if u := n.database.User; u != "" {
 		n.user, n.keys = u, nil
 	}
-	p.log.Log(p.ctx, p.loop.m.limits.login, "login attempt", "client", addr, "database", s.Database, "user", s.User, "tls", false)
+	p.logLogin(n, s.Database)
 	if n.fd, err = takeFD(conn); err != nil {
 		return refusedStartup, err
 	}
 	if err := unix.SetsockoptInt(n.fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSentLimit); err != nil {
-		p.log.Warn("failed to bound a client's send buffer", "client", addr, "error", err)
+		p.log.Warn("failed to bound a client's send buffer", "client", n.addr, "error", err)
 	}
-	if !p.loop.post(func() { p.adoptClient(n) }) {
+	if !p.loop.post(func() { p.adoptClient(*n) }) {
 		return refusedShutdown, errors.Join(errShutdown, unix.Close(n.fd))
 	}
 	return 0, nil
+}
+
+func (p *Pooler) logLogin(n *newcomer, database string) {
+	attrs := []any{"client", n.addr, "database", database, "user", n.login, "tls", false}
+	if n.peer != n.addr {
+		attrs = append(attrs, "balancer", n.peer)
+	}
+	p.log.Log(p.ctx, p.loop.m.limits.login, "login attempt", attrs...)
 }
 
 // cancelClient passes a cancel request on to the loop, and waits until it is
@@ -134,7 +150,20 @@ func (p *Pooler) parameters(n *newcomer, s *pgwire.Startup) error {
 				"unsupported startup parameter: "+param.Name)
 		}
 	}
+	if p.config.AddHost {
+		n.addHost()
+	}
 	return nil
+}
+
+// addHost puts the client's address behind its application name.
+func (n *newcomer) addHost() {
+	name := n.vars[varApplicationName]
+	if !n.varsSet[varApplicationName] {
+		name = "app" // PgBouncer's word
+	}
+	n.vars[varApplicationName] = fmt.Sprintf("%s - %v", name, n.addr)
+	n.varsSet[varApplicationName] = true
 }
 
 // parameter notes the value of a tracked parameter, and reports whether it is

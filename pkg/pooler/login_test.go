@@ -168,7 +168,7 @@ func TestProtocol32(t *testing.T) {
 		_, err := conn.Exec(ctx, "select pg_sleep(60)")
 		ended <- err
 	}()
-	until(t, "the query to run", func() bool { return p.pool().ClientsActive == 1 })
+	asleep(t)
 	if err := conn.PgConn().CancelRequest(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -245,5 +245,23 @@ func TestHealthCheck(t *testing.T) {
 		if n != 0 && reason != "auth" && reason != "startup" {
 			t.Errorf("%d refusals for %s", n, reason)
 		}
+	}
+}
+
+// TestAddHost: the client's address stands behind the application name.
+func TestAddHost(t *testing.T) {
+	p := startPooler(t, func(c *Config) { c.AddHost = true })
+	ctx := testContext(t)
+	for setting, name := range map[string]string{"": "app", " application_name=shop": "shop", " application_name=''": ""} {
+		conn, err := pgx.Connect(ctx, dsn(p.host, p.port, "postgres")+setting)
+		if err != nil {
+			t.Fatal(err)
+		}
+		local := conn.PgConn().Conn().LocalAddr().String()
+		want, got := name+" - "+local, ""
+		if err := conn.QueryRow(ctx, "select application_name from pg_stat_activity where pid = pg_backend_pid()").Scan(&got); err != nil || got != want {
+			t.Errorf("with%s: %q, %v; want %q", setting, got, err, want)
+		}
+		conn.Close(ctx)
 	}
 }

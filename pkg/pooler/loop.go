@@ -54,9 +54,10 @@ type loop struct {
 	perr   error
 	poll   func(uintptr) bool
 
-	out   sender
-	again []*conn // read to the brim: their next turn comes next round
-	spare []*conn
+	out      sender
+	partings partings
+	again    []*conn // read to the brim: their next turn comes next round
+	spare    []*conn
 
 	// onTick and onDrop are the Pooler's.
 	onTick func()
@@ -70,7 +71,7 @@ type loop struct {
 }
 
 func openLoop(log *slog.Logger) (_ *loop, err error) {
-	l := &loop{log: log, start: time.Now(), wakefd: -1, timerfd: -1, epfd: -1}
+	l := &loop{log: log, start: time.Now(), wakefd: -1, timerfd: -1, epfd: -1, partings: newPartings()}
 	defer func() {
 		if err != nil {
 			l.close()
@@ -207,6 +208,7 @@ func (l *loop) wait(block bool) error {
 // away is known before clients ask for it.
 func (l *loop) take() {
 	events := l.events[:l.found]
+	timer := false
 	for i := range events {
 		ev := &events[i]
 		switch ev.Fd {
@@ -216,6 +218,7 @@ func (l *loop) take() {
 		case slotTimer:
 			l.drain(l.timerfd)
 			l.m.tick()
+			timer = true
 			l.onTick()
 		default:
 			if c := l.m.find(uint32(ev.Fd), uint32(ev.Pad)); c != nil && c.sv != nil {
@@ -225,10 +228,16 @@ func (l *loop) take() {
 	}
 	for i := range events {
 		if ev := &events[i]; ev.Fd >= 0 {
-			if c := l.m.find(uint32(ev.Fd), uint32(ev.Pad)); c != nil && c.cl != nil {
+			switch c := l.m.find(uint32(ev.Fd), uint32(ev.Pad)); {
+			case c == nil:
+				l.parted(ev)
+			case c.cl != nil:
 				l.event(c, ev.Events)
 			}
 		}
+	}
+	if timer { // last, for those who have closed at the last moment
+		l.closePartings(l.m.limits.parting)
 	}
 }
 
@@ -331,14 +340,22 @@ func (l *loop) read(c *conn) {
 func (l *loop) write(c *conn, segs [][]byte) (int, error) { return l.out.send(c.fd, segs) }
 
 // end implements world.
-func (l *loop) end(c *conn, finally bool) {
-	if !finally {
+func (l *loop) end(c *conn, how ending) {
+	switch how {
+	case endSending:
 		// The peer may be gone already; the end is then read from the socket.
 		_ = unix.Shutdown(c.fd, unix.SHUT_WR)
 		return
-	}
-	if err := unix.Close(c.fd); err != nil && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ECONNRESET) {
-		l.log.Error("failed to close socket", "error", err)
+	case endParting:
+		l.part(c)
+	case endNow:
+		l.closeFD(c.fd)
 	}
 	l.onDrop(c)
+}
+
+func (l *loop) closeFD(fd int) {
+	if err := unix.Close(fd); err != nil && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ECONNRESET) {
+		l.log.Error("failed to close socket", "error", err)
+	}
 }

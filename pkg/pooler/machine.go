@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net/netip"
@@ -19,9 +20,20 @@ type world interface {
 	// write sends segs in order and returns how many bytes were taken: less
 	// than all when the socket is full. An error is final.
 	write(c *conn, segs [][]byte) (int, error)
-	// end ends the sending direction, or, finally, closes the descriptor.
-	end(c *conn, finally bool)
+	// end ends a connection, or its sending direction.
+	end(c *conn, how ending)
 }
+
+// ending is how a connection ends.
+type ending uint8
+
+const (
+	endSending ending = iota // nothing more is sent; the connection is still read
+	// endParting: the client took its leave and may close first. To the machine
+	// the connection is gone.
+	endParting
+	endNow
+)
 
 // limits is the part of the configuration that the machine uses.
 type limits struct {
@@ -32,7 +44,9 @@ type limits struct {
 	serverLifetime time.Duration
 	serverIdle     time.Duration
 	cancelWait     time.Duration
-	gatherBudget   int // bytes of unfinished messages, over all clients
+	statsPeriod    time.Duration
+	parting        time.Duration // for a client that took its leave to close
+	gatherBudget   int           // bytes of unfinished messages, over all clients
 
 	login, logout, trouble slog.Level // of what is logged about each connection
 }
@@ -65,6 +79,8 @@ func limitsOf(c *Config) limits {
 		serverLifetime: c.ServerLifetime,
 		serverIdle:     c.ServerIdleTimeout,
 		cancelWait:     c.CancelWaitTimeout,
+		statsPeriod:    c.StatsPeriod,
+		parting:        cmp.Or(c.parting, partingTimeout),
 		gatherBudget:   gatherBudget,
 		login:          levelIf(c.LogConnections, slog.LevelInfo),
 		logout:         levelIf(c.LogDisconnections, slog.LevelInfo),
@@ -120,6 +136,8 @@ type machine struct {
 	stopping bool
 
 	refusals [numRefusals]uint64
+
+	period periodTimes
 }
 
 func newMachine(l limits, w world, log *slog.Logger) *machine {
@@ -154,12 +172,12 @@ func (m *machine) enter(c *conn, fd int) {
 
 // leave closes a connection and gives its slot back under a new generation, so
 // that events and answers still on their way to it find nobody.
-func (m *machine) leave(c *conn) {
+func (m *machine) leave(c *conn, how ending) {
 	if c.dropped {
 		return
 	}
 	c.dropped = true
-	m.world.end(c, true)
+	m.world.end(c, how)
 	m.slots[c.slot] = nil
 	m.gens[c.slot]++
 	m.free = append(m.free, c.slot)
@@ -181,10 +199,14 @@ func (m *machine) find(slot, gen uint32) *conn {
 // newcomer is a client that has logged in.
 type newcomer struct {
 	fd       int
+	id       uint64
 	database *Database
-	user     string // for servers
+	login    string // the user that it is
+	user     string // the user that its servers are logged in as
 	protocol pgwire.Version
-	addr     netip.AddrPort
+	addr     netip.AddrPort // whom it is: the peer, or whom a trusted balancer speaks for
+	peer     netip.AddrPort
+	local    netip.AddrPort // where it was accepted
 	vars     vars
 	varsSet  [numVars]bool
 	keys     *pgwire.ScramKeys // what its login revealed
@@ -198,7 +220,8 @@ func (m *machine) addClient(n newcomer) *client {
 		p.keys = n.keys
 	}
 	cl := &client{
-		pool: p, protocol: n.protocol, addr: n.addr, vars: n.vars, varsSet: n.varsSet, connectedAt: m.now,
+		pool: p, id: n.id, protocol: n.protocol, login: n.login, addr: n.addr, local: n.local,
+		vars: n.vars, varsSet: n.varsSet, connectedAt: m.now,
 	}
 	cl.cl = cl
 	m.enter(&cl.conn, n.fd)
@@ -258,9 +281,14 @@ func (m *machine) clientGone(cl *client, reason string) {
 		m.logClient(m.limits.logout, "closing because: ", reason, cl)
 	}
 	m.detach(cl, false)
+	m.dropClient(cl, endNow)
+}
+
+// dropClient forgets a client that has no server.
+func (m *machine) dropClient(cl *client, how ending) {
 	m.moveClient(cl, clientGone)
 	m.forget(cl)
-	m.leave(&cl.conn)
+	m.leave(&cl.conn, how)
 }
 
 // logClient logs what concerns one client.
@@ -321,7 +349,7 @@ func (m *machine) closeClient(cl *client) {
 	m.ungather(&cl.in)
 	cl.in = framer{}
 	if !cl.dirty && len(cl.spill) == 0 {
-		m.world.end(&cl.conn, false)
+		m.world.end(&cl.conn, endSending)
 	}
 	m.wake(&cl.conn)
 }

@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/pgsteer/pgsteer/pkg/pgwire"
 )
@@ -171,5 +172,40 @@ func TestStatementTable(t *testing.T) {
 	s.release(d)
 	if len(s.byKey) != 0 || s.memory != 0 {
 		t.Errorf("%d left, %d bytes", len(s.byKey), s.memory)
+	}
+}
+
+// TestStatsPeriod: averages are over the time since the end of the last period
+// but one.
+func TestStatsPeriod(t *testing.T) {
+	w := newFakeWorld(t, func(l *limits) { l.statsPeriod = 10 * time.Second })
+	p := w.m.poolFor(database("d", 1), "u")
+	step := func(to time.Duration, queries uint64, spent time.Duration) counters {
+		w.m.now = to
+		p.stats.Queries, p.stats.QueryTime = queries, spent
+		recent := p.stats.counters().minus(p.period.older).averages(w.m.now - w.m.period.olderAt)
+		w.m.tickPeriod()
+		return recent
+	}
+	for _, tt := range []struct {
+		at      time.Duration
+		queries uint64
+		spent   time.Duration
+		// want are queries a second, and the microseconds of one.
+		want, each uint64
+	}{
+		{5 * time.Second, 50, 100 * time.Millisecond, 10, 2000},
+		{10 * time.Second, 200, 200 * time.Millisecond, 20, 1000}, // the first period ends
+		{15 * time.Second, 200, 200 * time.Millisecond, 13, 1000},
+		{20 * time.Second, 400, 300 * time.Millisecond, 20, 750}, // the second
+		{25 * time.Second, 500, 300 * time.Millisecond, 20, 333}, // since the first: 300 in 15 s
+		{30 * time.Second, 500, 300 * time.Millisecond, 15, 333},
+		{40 * time.Second, 500, 300 * time.Millisecond, 5, 0},
+		{50 * time.Second, 500, 300 * time.Millisecond, 0, 0},
+	} {
+		got := step(tt.at, tt.queries, tt.spent)
+		if got[countQueries] != tt.want || got[timeQueries] != tt.each {
+			t.Errorf("at %v: %d queries a second of %d us, want %d of %d", tt.at, got[countQueries], got[timeQueries], tt.want, tt.each)
+		}
 	}
 }

@@ -3,6 +3,7 @@ package pooler
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/pgsteer/pgsteer/pkg/pgwire"
@@ -37,12 +38,17 @@ type pool struct {
 	retryAt  time.Duration // not before
 	failures int           // in a row
 
-	stats PoolStats
+	stats  PoolStats
+	period statsPeriod
+
+	cancels       int // cancel requests on their way to servers
+	cancelWaiters int // clients' requests that wait for them
 }
 
 // PoolStats are a pool's counters since the pooler started. Times are sums.
 type PoolStats struct {
 	Logins        uint64 // of clients
+	Assignments   uint64 // of servers to clients
 	Transactions  uint64 // server assignments that came to their end
 	Queries       uint64 // ReadyForQuery seen by clients
 	BytesReceived uint64 // from clients
@@ -114,9 +120,11 @@ func (m *machine) grow(p *pool) {
 // loggedIn is a server that a dial made.
 type loggedIn struct {
 	fd            int
+	id            uint64
 	key           pgwire.CancelKey
 	params        paramList
 	network, addr string // where it is
+	local         netip.AddrPort
 }
 
 // addServer takes a server in.
@@ -126,7 +134,7 @@ func (m *machine) addServer(p *pool, n loggedIn) *server {
 	p.stats.ServerLogins++
 	p.params = n.params
 	sv := &server{
-		pool: p, key: n.key, network: n.network, addr: n.addr, vars: n.params.vars(),
+		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, local: n.local, vars: n.params.vars(),
 		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now,
 	}
 	sv.sv = sv
@@ -213,6 +221,7 @@ func (m *machine) link(cl *client, sv *server) {
 	if cl.state == clientWaiting {
 		cl.pool.stats.WaitTime += m.now - cl.since
 	}
+	cl.pool.stats.Assignments++
 	m.moveServer(sv, serverActive)
 	sv.client, cl.server = cl, sv
 	sv.touched, sv.stalled, sv.lastType = false, false, 0
@@ -332,7 +341,7 @@ func (m *machine) serverGone(sv *server, reason string) {
 			m.stmts.release(x.st) // these two entries hold one
 		}
 	}
-	m.leave(&sv.conn)
+	m.leave(&sv.conn, endNow)
 	m.grow(sv.pool)
 }
 

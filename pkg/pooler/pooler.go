@@ -28,7 +28,13 @@ type Pooler struct {
 	listeners []net.Listener
 	dialer    net.Dialer
 
+	ids      atomic.Uint64 // given to connections
+	consoles consoles
+	late     context.Context // ends when the loop has ended
+	lateEnd  context.CancelFunc
+
 	clients atomic.Int64 // connected
+	parting atomic.Int64 // goroutines that wait for a client's close
 	early   earlyRefusals
 	wg      sync.WaitGroup // goroutines beside the loop
 	ctx     context.Context
@@ -54,6 +60,7 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 		p.ignore[strings.ToLower(name)] = true
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.late, p.lateEnd = context.WithCancel(context.Background())
 	p.auth = pgwire.NewAuthenticator(config.AuthMethod, p.lookup, config.AuthSeed)
 	defer func() {
 		if err != nil {
@@ -87,8 +94,14 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interv
 func (p *Pooler) listen(addr string) (net.Listener, error) {
 	lc := net.ListenConfig{KeepAliveConfig: keepAlive}
 	lc.SetMultipathTCP(false) // on by default since Go 1.24, and not wanted here
-	if p.config.ReusePort {
-		lc.Control = setReusePort
+	lc.Control = func(network, address string, rc syscall.RawConn) (err error) {
+		if p.config.ReusePort {
+			err = setReusePort(network, address, rc)
+		}
+		if len(p.config.TrustedBalancers) > 0 {
+			err = errors.Join(err, setSaveSYN(network, address, rc))
+		}
+		return err
 	}
 	ln, err := lc.Listen(context.Background(), "tcp", addr)
 	if err != nil {
@@ -124,10 +137,12 @@ func (p *Pooler) Run(ctx context.Context) error {
 	defer release()
 	err := p.loop.run()
 	p.cancel()
+	p.lateEnd()
 	p.closeListeners()
 	p.loop.deliver() // the last messages: nobody may be left behind in them
 	p.loop.m.abandon()
 	p.loop.m.flush()
+	p.loop.closePartings(0)
 	accepting.Wait()
 	p.wg.Wait()
 	p.lastLook = p.loop.m.snapshot()
@@ -163,6 +178,7 @@ func (p *Pooler) tick() {
 // Close ends Run at once, if it runs, waits for it, and releases everything.
 func (p *Pooler) Close() error {
 	p.cancel()
+	p.lateEnd()
 	p.closeListeners()
 	if p.loop == nil {
 		return nil
@@ -209,7 +225,7 @@ func (p *Pooler) Snapshot() Snapshot {
 
 // write and end of world are the loop's.
 func (p *Pooler) write(c *conn, segs [][]byte) (int, error) { return p.loop.write(c, segs) }
-func (p *Pooler) end(c *conn, finally bool)                 { p.loop.end(c, finally) }
+func (p *Pooler) end(c *conn, how ending)                   { p.loop.end(c, how) }
 
 // dropped is called for each connection that the machine has closed.
 func (p *Pooler) dropped(c *conn) {

@@ -167,6 +167,7 @@ func dsn(host string, port int, db string) string {
 type testPooler struct {
 	*Pooler
 	t    *testing.T
+	log  *testWriter
 	host string
 	port int
 	stop func() // ends Run as a signal would, and waits
@@ -191,7 +192,8 @@ func startPoolerAt(t *testing.T, host string, port int, change func(*Config)) *t
 	if change != nil {
 		change(&c)
 	}
-	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	logged := &testWriter{t: t}
+	log := slog.New(slog.NewTextHandler(logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	p, err := Open(c, log)
 	if err != nil {
 		t.Fatal(err)
@@ -200,7 +202,7 @@ func startPoolerAt(t *testing.T, host string, port int, change func(*Config)) *t
 	ran := make(chan error, 1)
 	go func() { ran <- p.Run(ctx) }()
 	var once sync.Once
-	tp := &testPooler{Pooler: p, t: t, host: "127.0.0.1", port: p.Addrs()[0].(*net.TCPAddr).Port}
+	tp := &testPooler{Pooler: p, t: t, log: logged, host: "127.0.0.1", port: p.Addrs()[0].(*net.TCPAddr).Port}
 	tp.stop = func() {
 		once.Do(func() {
 			cancel()
@@ -216,12 +218,26 @@ func startPoolerAt(t *testing.T, host string, port int, change func(*Config)) *t
 	return tp
 }
 
-// testWriter writes a pooler's log to the test's.
-type testWriter struct{ t *testing.T }
+// testWriter writes a pooler's log to the test's, and remembers it.
+type testWriter struct {
+	t *testing.T
 
-func (w testWriter) Write(b []byte) (int, error) {
+	mu  sync.Mutex
+	all strings.Builder
+}
+
+func (w *testWriter) Write(b []byte) (int, error) {
 	w.t.Logf("%s", strings.TrimSuffix(string(b), "\n"))
-	return len(b), nil
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.all.Write(b)
+}
+
+// String returns the log so far.
+func (w *testWriter) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.all.String()
 }
 
 // connect opens a client connection. Pgx is told to use named statements.
@@ -255,6 +271,24 @@ func until(t *testing.T, what string, cond func() bool) {
 		case <-tick.C:
 		}
 	}
+}
+
+// asleep waits until a server runs pg_sleep. A cancel request that reaches a server
+// before it has begun with its query has no effect.
+func asleep(t *testing.T) {
+	t.Helper()
+	ctx := testContext(t)
+	host, port := postgres(t)
+	direct, err := pgx.Connect(ctx, dsn(host, port, "postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer direct.Close(ctx)
+	until(t, "a server to run pg_sleep", func() bool {
+		n := 0
+		err := direct.QueryRow(ctx, "select count(*) from pg_stat_activity where wait_event = 'PgSleep'").Scan(&n)
+		return err == nil && n > 0
+	})
 }
 
 // pool returns the snapshot of the pool for the database postgres.

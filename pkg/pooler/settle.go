@@ -95,6 +95,7 @@ func (m *machine) cancelServer(sv *server) {
 		return
 	}
 	sv.cancels++
+	sv.pool.cancels++
 	sv.pool.stats.Cancels++
 	m.world.cancelOn(sv)
 }
@@ -102,9 +103,11 @@ func (m *machine) cancelServer(sv *server) {
 // cancelDone: a cancel request for a server has been delivered, or has failed.
 func (m *machine) cancelDone(sv *server) {
 	sv.cancels--
+	sv.pool.cancels--
 	if sv.cancels > 0 {
 		return
 	}
+	sv.pool.cancelWaiters -= len(sv.cancelled)
 	for _, done := range sv.cancelled {
 		done()
 	}
@@ -138,6 +141,7 @@ func (m *machine) clientCancels(key pgwire.CancelKey, done func()) (found bool) 
 		}
 		if sv.cancels > 0 {
 			sv.cancelled = append(sv.cancelled, done)
+			sv.pool.cancelWaiters++
 			return true
 		}
 	}

@@ -45,9 +45,12 @@ type client struct {
 
 	server *server // in states setting and active
 
+	id       uint64 // for the console
 	key      pgwire.CancelKey
 	protocol pgwire.Version
+	login    string // the user that it is
 	addr     netip.AddrPort
+	local    netip.AddrPort
 	vars     vars
 	varsSet  [numVars]bool // which of them the client named at login
 
@@ -68,6 +71,7 @@ type client struct {
 	cancelWanted bool
 
 	connectedAt time.Duration
+	requestedAt time.Duration // when its last query was sent on; 0: never
 	since       time.Duration // of waiting, greeting or closing
 	linkedAt    time.Duration
 }
@@ -81,8 +85,10 @@ type server struct {
 
 	client *client // in state active
 
+	id            uint64 // for the console
 	key           pgwire.CancelKey
 	network, addr string // where it is, for cancel requests
+	local         netip.AddrPort
 	vars          vars
 
 	expects expects

@@ -102,6 +102,42 @@ func pollNow(epfd int, events []unix.EpollEvent) (int, error) {
 	return int(n), nil
 }
 
+// setSaveSYN has the kernel keep the headers of each SYN that makes a connection.
+func setSaveSYN(_, _ string, rc syscall.RawConn) error {
+	var serr error
+	err := rc.Control(func(fd uintptr) {
+		serr = os.NewSyscallError("setsockopt TCP_SAVE_SYN", unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_SAVE_SYN, 1))
+	})
+	return errors.Join(err, serr)
+}
+
+// savedSYN reads the headers of the SYN that made a connection into buf: the
+// network and the TCP header with their options. There is nothing the second
+// time, and when the SYN was answered with a cookie: it is not remembered then.
+func savedSYN(conn net.Conn, buf []byte) ([]byte, error) {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil, errors.New("connection has no descriptor")
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	n := uint32(len(buf))
+	var errno syscall.Errno
+	err = rc.Control(func(fd uintptr) {
+		_, _, errno = syscall.RawSyscall6(unix.SYS_GETSOCKOPT, fd, unix.IPPROTO_TCP, unix.TCP_SAVED_SYN,
+			uintptr(unsafe.Pointer(&buf[0])), uintptr(unsafe.Pointer(&n)), 0)
+	})
+	if err == nil && errno != 0 {
+		err = os.NewSyscallError("getsockopt TCP_SAVED_SYN", errno)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return buf[:n], nil
+}
+
 // takeFD takes a connection's descriptor out of Go's hands: the connection is
 // closed, the descriptor returned is a duplicate, non-blocking as before.
 func takeFD(conn net.Conn) (int, error) {

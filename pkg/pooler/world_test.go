@@ -34,6 +34,7 @@ type peer struct {
 	ended bool   // and then closed
 	got   []byte // what we sent
 	over  bool   // we closed, or shut down
+	how   ending
 	be    *backend
 }
 
@@ -53,7 +54,7 @@ func (w *fakeWorld) dial(p *pool)        { w.dials = append(w.dials, p) }
 func (w *fakeWorld) cancelOn(sv *server) { w.cancels = append(w.cancels, sv) }
 
 // end implements world.
-func (w *fakeWorld) end(c *conn, _ bool) { w.peer(c).over = true }
+func (w *fakeWorld) end(c *conn, how ending) { w.peer(c).over, w.peer(c).how = true, how }
 
 // peer returns the other end of a connection, which the machine may use before
 // the test has seen it.

@@ -6,10 +6,16 @@
 // refused with the name that was probably meant. A key that exists and that we
 // do not honour is refused as well, unless its value says what we do anyway. A
 // key that appears twice is refused instead of the last one winning.
+//
+// One key is ours alone, so a file that has it is refused by PgBouncer:
+// trusted_balancers in [pgbouncer], addresses and networks (192.168.1.100,
+// 2001:db8::/64) of the balancers that are believed when they say whom a
+// connection comes from. It is empty by default.
 package bouncer
 
 import (
 	"fmt"
+	"net/netip"
 	"time"
 )
 
@@ -33,9 +39,15 @@ type Config struct {
 	ListenBacklog int // at least 1
 	ReusePort     bool
 
+	// TrustedBalancers are whose word about a connection's client is taken.
+	TrustedBalancers []netip.Prefix
+
 	AuthType AuthType
 	AuthFile string
 	Users    []User // what AuthFile holds, in its order
+
+	AdminUsers []string // who may do everything in the console
+	StatsUsers []string // who may look
 
 	DefaultPoolSize       int // servers per database and user, at least 1
 	MaxClientConn         int // at least 1
@@ -50,6 +62,9 @@ type Config struct {
 	CancelWaitTimeout    time.Duration // never 0
 
 	IgnoreStartupParameters []string // names in lower case
+	ApplicationNameAddHost  bool
+
+	StatsPeriod time.Duration // never 0
 
 	LogConnections    bool
 	LogDisconnections bool
@@ -57,7 +72,14 @@ type Config struct {
 
 	Databases []Database // in the order of the file; at least one, or a Fallback
 	Fallback  *Database  // the entry "*": for every name not in Databases
+
+	// Settings are the keys of [pgbouncer] that say something about this
+	// pooler, sorted: those that it honours and those with a fixed value.
+	Settings []Setting
 }
+
+// Setting is a key and its value, as SHOW CONFIG has them.
+type Setting struct{ Key, Value, Default string }
 
 // Database is an entry of [databases]: a name that clients ask for and the
 // server behind it.
@@ -116,6 +138,7 @@ func defaults() Config {
 		QueryWaitTimeout:      2 * time.Minute,
 		ClientLoginTimeout:    time.Minute,
 		CancelWaitTimeout:     10 * time.Second,
+		StatsPeriod:           time.Minute,
 		LogConnections:        true,
 		LogDisconnections:     true,
 		LogPoolerErrors:       true,

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// settings are the keys of [pgbouncer], all that PgBouncer 1.25 has
-// (bouncer_params in its main.c).
+// settings are the keys of [pgbouncer]: all that PgBouncer 1.25 has
+// (bouncer_params in its main.c), and ownSettings.
 var settings = map[string]rule[file]{
 	"listen_addr": supported(func(f *file, value string) error {
 		f.ListenAddr = parseList(value)
@@ -35,13 +35,23 @@ var settings = map[string]rule[file]{
 		f.IgnoreStartupParameters = parseList(strings.ToLower(value))
 		return nil
 	}),
+	"admin_users":               setList(func(f *file) *[]string { return &f.AdminUsers }),
+	"stats_users":               setList(func(f *file) *[]string { return &f.StatsUsers }),
+	"application_name_add_host": setBool(func(f *file) *bool { return &f.ApplicationNameAddHost }),
+	"stats_period": supported(func(f *file, value string) error {
+		n, err := parseInt(value, 1, maxStatsPeriod)
+		f.StatsPeriod = time.Duration(n) * time.Second
+		return err
+	}),
+	"trusted_balancers": supported(func(f *file, value string) (err error) {
+		f.TrustedBalancers, err = parseNetworks(value)
+		return err
+	}),
 	"pool_mode": supported(func(f *file, value string) error {
 		f.poolMode = true
 		return checkPoolMode(value)
 	}),
 
-	"admin_users":                 only[file](""),
-	"application_name_add_host":   off[file](),
 	"auth_dbname":                 only[file](""),
 	"auth_hba_file":               only[file](""),
 	"auth_ident_file":             only[file](""),
@@ -100,8 +110,6 @@ var settings = map[string]rule[file]{
 	"server_tls_protocols":        only[file]("secure"),
 	"server_tls_sslmode":          only[file]("disable"),
 	"service_name":                {},
-	"stats_period":                {},
-	"stats_users":                 only[file](""),
 	"suspend_timeout":             {},
 	"syslog":                      off[file](),
 	"syslog_facility":             moot[file](mootSyslog),
@@ -120,6 +128,40 @@ var settings = map[string]rule[file]{
 	"unix_socket_mode":            moot[file](mootUnix),
 	"user":                        only[file](""),
 	"verbose":                     off[file](),
+}
+
+// ownSettings are the keys that PgBouncer does not know.
+var ownSettings = []string{"trusted_balancers"}
+
+// defaultTexts are the defaults of the settings that are supported, in
+// PgBouncer's spelling.
+var defaultTexts = map[string]string{
+	"admin_users":               "",
+	"application_name_add_host": "0",
+	"auth_file":                 "",
+	"auth_type":                 "md5",
+	"cancel_wait_timeout":       "10",
+	"client_login_timeout":      "60",
+	"default_pool_size":         "20",
+	"ignore_startup_parameters": "",
+	"listen_addr":               "",
+	"listen_backlog":            "128",
+	"listen_port":               "6432",
+	"log_connections":           "1",
+	"log_disconnections":        "1",
+	"log_pooler_errors":         "1",
+	"max_client_conn":           "100",
+	"max_prepared_statements":   "200",
+	"pool_mode":                 "session",
+	"query_wait_timeout":        "120",
+	"server_connect_timeout":    "15",
+	"server_idle_timeout":       "600",
+	"server_lifetime":           "3600",
+	"server_login_retry":        "15",
+	"so_reuseport":              "0",
+	"stats_period":              "60",
+	"stats_users":               "",
+	"trusted_balancers":         "",
 }
 
 // databaseKeys are the parameters in the value of an entry of [databases]

@@ -37,15 +37,16 @@ type file struct {
 	warnings []Warning
 	poolMode bool // pool_mode was given
 
-	current string           // section
-	first   map[entryID]line // where each key was given
+	given   map[string]string // values in [pgbouncer]
+	current string            // section
+	first   map[entryID]line  // where each key was given
 }
 
 // entryID names an entry of a file.
 type entryID struct{ section, key string }
 
 func newFile() *file {
-	return &file{Config: defaults(), first: make(map[entryID]line)}
+	return &file{Config: defaults(), given: make(map[string]string), first: make(map[entryID]line)}
 }
 
 // sections are all that PgBouncer has.
@@ -84,6 +85,7 @@ func (f *file) entry(at line, key, value string) error {
 	case "peers":
 		return at.errorf("section [peers] is known to PgBouncer but not supported yet")
 	}
+	f.given[key] = value
 	w, err := apply(at, "pgbouncer", settings, f, key, value)
 	if w != nil {
 		f.warnings = append(f.warnings, *w)
@@ -180,7 +182,28 @@ func (f *file) finish(path string) error {
 	if f.Fallback != nil {
 		f.poolSize(f.Fallback)
 	}
+	f.settings()
 	return nil
+}
+
+// settings lists the keys that are in force.
+func (f *file) settings() {
+	for _, key := range keysOf(settings) {
+		r := settings[key]
+		s := Setting{Key: key, Default: defaultTexts[key]}
+		switch {
+		case r.set != nil:
+		case len(r.only) == 1:
+			s.Default = r.only[0]
+		default:
+			continue
+		}
+		s.Value = s.Default
+		if v, ok := f.given[key]; ok && r.set != nil {
+			s.Value = v
+		}
+		f.Settings = append(f.Settings, s)
+	}
 }
 
 func (f *file) poolSize(d *Database) {
@@ -204,6 +227,8 @@ func (f *file) checkUsers() error {
 	if info.Mode().Perm()&0o004 != 0 {
 		warn("the secrets in it can be read by everyone on this host (mode %04o)", info.Mode().Perm())
 	}
+	f.checkConsole("admin_users", f.AdminUsers, warn)
+	f.checkConsole("stats_users", f.StatsUsers, warn)
 	if f.AuthType != AuthSCRAM {
 		return nil
 	}
@@ -216,4 +241,13 @@ func (f *file) checkUsers() error {
 		}
 	}
 	return nil
+}
+
+// checkConsole looks for users of the console who are in no user list.
+func (f *file) checkConsole(key string, names []string, warn func(string, ...any)) {
+	for _, name := range names {
+		if !slices.ContainsFunc(f.Users, func(u User) bool { return u.Name == name }) {
+			warn("user %q of %s is not in it and cannot log in", name, key)
+		}
+	}
 }

@@ -3,6 +3,7 @@ package bouncer
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 func TestLoadGood(t *testing.T) {
@@ -29,22 +31,29 @@ func TestLoadGood(t *testing.T) {
 	}
 	key := strings.Repeat("A", 43) + "="
 	want := Config{
-		ListenAddr:              []string{"192.168.1.5", "::1"},
-		ListenPort:              6432,
-		ListenBacklog:           4096,
-		ReusePort:               true,
-		AuthType:                AuthSCRAM,
-		AuthFile:                "testdata/good.txt",
-		DefaultPoolSize:         70,
-		MaxClientConn:           4000,
-		MaxPreparedStatements:   500,
-		ServerConnectTimeout:    15 * time.Second,
-		ServerLoginRetry:        15 * time.Second,
-		ServerLifetime:          time.Hour,
-		ServerIdleTimeout:       90*time.Second + 500*time.Millisecond,
-		QueryWaitTimeout:        1500 * time.Millisecond,
-		ClientLoginTimeout:      time.Minute,
-		CancelWaitTimeout:       10 * time.Second,
+		ListenAddr:             []string{"192.168.1.5", "::1"},
+		ListenPort:             6432,
+		ListenBacklog:          4096,
+		ReusePort:              true,
+		AuthType:               AuthSCRAM,
+		AuthFile:               "testdata/good.txt",
+		DefaultPoolSize:        70,
+		MaxClientConn:          4000,
+		MaxPreparedStatements:  500,
+		ServerConnectTimeout:   15 * time.Second,
+		ServerLoginRetry:       15 * time.Second,
+		ServerLifetime:         time.Hour,
+		ServerIdleTimeout:      90*time.Second + 500*time.Millisecond,
+		QueryWaitTimeout:       1500 * time.Millisecond,
+		ClientLoginTimeout:     time.Minute,
+		CancelWaitTimeout:      10 * time.Second,
+		StatsPeriod:            30 * time.Second,
+		AdminUsers:             []string{"app", "postgres"},
+		StatsUsers:             []string{"new"},
+		ApplicationNameAddHost: true,
+		TrustedBalancers: []netip.Prefix{
+			netip.MustParsePrefix("192.168.1.100/32"), netip.MustParsePrefix("192.168.2.0/24"), netip.MustParsePrefix("2001:db8::/64"),
+		},
 		IgnoreStartupParameters: []string{"extra_float_digits", "search_path"},
 		LogDisconnections:       true,
 		LogPoolerErrors:         true,
@@ -61,8 +70,25 @@ func TestLoadGood(t *testing.T) {
 		},
 		Fallback: &Database{Name: "*", Host: "192.168.1.6", Port: 5432, PoolSize: 70},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	settings := got.Settings
+	got.Settings = nil
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
 		t.Errorf("configuration (-want +got):\n%s", diff)
+	}
+	for _, want := range []Setting{
+		{"admin_users", "app, postgres", ""}, {"max_client_conn", "4000", "100"}, {"query_wait_timeout", "1500ms", "120"},
+		{"listen_port", "6432", "6432"}, {"auth_type", "SCRAM-SHA-256", "md5"}, {"query_timeout", "0", "0"},
+		{"server_tls_sslmode", "disable", "disable"}, {"max_user_connections", "0", "0"}, {"server_connect_timeout", "15", "15"},
+	} {
+		if !slices.Contains(settings, want) {
+			t.Errorf("settings lack %+v", want)
+		}
+	}
+	for _, s := range settings {
+		switch s.Key {
+		case "server_reset_query", "pkt_buf", "dns_max_ttl":
+			t.Errorf("%s is listed, which says nothing about this pooler", s.Key)
+		}
 	}
 	var texts []string
 	for _, w := range warnings {
@@ -71,6 +97,7 @@ func TestLoadGood(t *testing.T) {
 	wantTexts := []string{
 		"testdata/good.ini:31: server_reset_query has no effect: server_reset_query is for session pooling, it does not run in transaction pooling",
 		"testdata/good.txt: the secrets in it can be read by everyone on this host (mode 0644)",
+		`testdata/good.txt: user "postgres" of admin_users is not in it and cannot log in`,
 		`testdata/good.txt: user "old" has an md5 secret and cannot log in with scram-sha-256`,
 		`testdata/good.txt: user "nobody" has no password and cannot log in with scram-sha-256`,
 	}
@@ -97,10 +124,20 @@ func TestLoadDefaults(t *testing.T) {
 		ServerConnectTimeout: 15 * time.Second, ServerLoginRetry: 15 * time.Second,
 		ServerLifetime: 3600 * time.Second, ServerIdleTimeout: 600 * time.Second,
 		QueryWaitTimeout: 120 * time.Second, ClientLoginTimeout: 60 * time.Second,
-		CancelWaitTimeout: 10 * time.Second,
-		LogConnections:    true, LogDisconnections: true, LogPoolerErrors: true,
+		CancelWaitTimeout: 10 * time.Second, StatsPeriod: 60 * time.Second,
+		LogConnections: true, LogDisconnections: true, LogPoolerErrors: true,
 		Databases: []Database{{Name: "d", Host: "h", Port: 5432, DBName: "d", PoolSize: 20}},
 	}
+	for _, s := range got.Settings {
+		given := map[string]string{"listen_addr": "*", "pool_mode": "transaction", "auth_file": users}[s.Key]
+		if given == "" && s.Value != s.Default || given != "" && s.Value != given {
+			t.Errorf("setting %+v", s)
+		}
+		if _, ok := defaultTexts[s.Key]; !ok && settings[s.Key].set != nil {
+			t.Errorf("no default of %s", s.Key)
+		}
+	}
+	got.Settings = nil
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -199,6 +236,9 @@ func TestKeysComplete(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := strings.Fields(string(data))
+		if file == "settings.keys" {
+			want = append(want, ownSettings...)
+		}
 		slices.Sort(want)
 		if diff := cmp.Diff(want, keys); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", file, diff)

@@ -77,6 +77,8 @@ const (
 	maxClients = 1 << 20
 	maxStmts   = 1 << 20
 	maxBacklog = 65535
+	// A day, in seconds: averages over more say nothing.
+	maxStatsPeriod = 86400
 )
 
 // Setters for the common types; field tells where the value goes.
@@ -114,6 +116,13 @@ func setBool[T any](field func(*T) *bool) rule[T] {
 		b, err := parseBool(value)
 		*field(dst) = b
 		return err
+	})
+}
+
+func setList[T any](field func(*T) *[]string) rule[T] {
+	return supported(func(dst *T, value string) error {
+		*field(dst) = parseList(value)
+		return nil
 	})
 }
 

@@ -3,6 +3,7 @@ package bouncer
 import (
 	"fmt"
 	"math"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -74,6 +75,37 @@ func parseList(s string) []string {
 		}
 	}
 	return list
+}
+
+// parseNetworks reads a list of addresses and networks.
+func parseNetworks(s string) ([]netip.Prefix, error) {
+	var list []netip.Prefix
+	for _, e := range parseList(s) {
+		p, err := parseNetwork(e)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, p)
+	}
+	return list, nil
+}
+
+func parseNetwork(s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	if a, aerr := netip.ParseAddr(s); aerr == nil && a.Zone() == "" {
+		p, err = netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	switch {
+	case err != nil:
+		return netip.Prefix{}, fmt.Errorf("%q is neither an IP address nor a network like 192.168.1.0/24", s)
+	case p.Addr().Is4In6():
+		return netip.Prefix{}, fmt.Errorf("%q is an IPv4 address in IPv6's form: want %s", s, p.Addr().Unmap())
+	case p != p.Masked():
+		return netip.Prefix{}, fmt.Errorf("%q has bits behind its prefix: want %s", s, p.Masked())
+	case p.Bits() == 0:
+		return netip.Prefix{}, fmt.Errorf("%q is every address", s)
+	}
+	return p, nil
 }
 
 // nearest returns the known name that differs least from s, unless it differs

@@ -1,0 +1,152 @@
+package pooler
+
+import (
+	"bytes"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/pgsteer/pgsteer/pkg/pgwire"
+)
+
+// The SQLSTATEs of the console's errors. PgBouncer has 08P01 for all of them.
+const (
+	codeSyntaxError           = "42601"
+	codeInsufficientPrivilege = "42501"
+)
+
+// The grammar is PgBouncer's (the regular expressions at the head of its
+// admin.c).
+const commandWord = `("(?:[^"]|"")*"|[0-9a-zA-Z_]+)`
+
+var (
+	commandForm = regexp.MustCompile(`^[ \t\n\r]*` + commandWord + `(?:[ \t\n\r]+` + commandWord + `)?[ \t\n\r]*(?:;[ \t\n\r]*)?$`)
+	setForm     = regexp.MustCompile(`^[ \t\n\r]*(?i:set)[ \t\n\r]+` + commandWord + `[ \t\n\r]*(?:=|(?i:to))[ \t\n\r]*(?:` +
+		commandWord + `|'(?:[^']|'')*')[ \t\n\r]*(?:;[ \t\n\r]*)?$`)
+	// emptyForm is what drivers send to see whether a connection lives: nothing,
+	// a semicolon, or a comment.
+	emptyForm = regexp.MustCompile(`^(?:[ \t\n\r;]|--[^\n]*)*$`)
+)
+
+// unquote returns the word that a match of commandWord stands for.
+func unquote(word string) string {
+	if s, ok := strings.CutPrefix(word, `"`); ok {
+		return strings.ReplaceAll(strings.TrimSuffix(s, `"`), `""`, `"`)
+	}
+	return word
+}
+
+// query carries out one command.
+func (s *console) query(body []byte) {
+	text, rest, ok := bytes.Cut(body, []byte{0})
+	if !ok || len(rest) > 0 {
+		s.err = errBadMessage
+		return
+	}
+	s.mu.Lock()
+	s.requestedAt = time.Now()
+	s.commands++
+	s.mu.Unlock()
+	q := string(text)
+	if emptyForm.MatchString(q) {
+		s.rows.Buf = pgwire.AppendEmptyQueryResponse(s.rows.Buf)
+		s.ready()
+		return
+	}
+	if m := commandForm.FindStringSubmatch(q); m != nil {
+		s.command(q, strings.ToLower(unquote(m[1])), unquote(m[2]))
+		return
+	}
+	if m := setForm.FindStringSubmatch(q); m != nil {
+		s.set(unquote(m[1]))
+		return
+	}
+	s.invalid(q)
+}
+
+func (s *console) invalid(q string) {
+	s.fail(codeSyntaxError, "invalid command '%s', use SHOW HELP;", strings.ToValidUTF8(q, "?"))
+}
+
+// command carries out a command of one or two words.
+func (s *console) command(q, name, arg string) {
+	switch name {
+	case "show", "select":
+		s.show(q, strings.ToLower(arg))
+	case "disable", "enable", "kill", "kill_client", "pause", "reconnect", "reload", "resume", "shutdown", "suspend", "wait_close":
+		s.unsupported(strings.ToUpper(name))
+	default:
+		s.invalid(q)
+	}
+}
+
+// unsupported answers a command of PgBouncer's that changes something. Whether
+// it exists is not told to those who may only look.
+func (s *console) unsupported(name string) {
+	if !s.admin {
+		s.fail(codeInsufficientPrivilege, "admin access needed")
+		return
+	}
+	s.fail(pgwire.CodeFeatureNotSupported, "command not supported: %s", name)
+}
+
+// sessionParameters are what some clients set or ask for before anything else,
+// with PgBouncer's answers. Setting them has no effect.
+var sessionParameters = map[string]string{
+	"client_encoding":               "UTF-8",
+	"default_transaction_isolation": "read committed",
+	"standard_conforming_strings":   "on",
+	"datestyle":                     "ISO",
+	"timezone":                      "GMT",
+}
+
+// set answers SET.
+func (s *console) set(key string) {
+	if _, ok := sessionParameters[strings.ToLower(key)]; !ok {
+		s.unsupported("SET " + strings.ToValidUTF8(key, "?"))
+		return
+	}
+	notice := pgwire.NewError("NOTICE", codeSuccess, "SET ignored")
+	s.rows.Buf = notice.AppendNotice(s.rows.Buf)
+	s.done("SET")
+}
+
+// codeSuccess is the SQLSTATE of a notice, successful_completion.
+const codeSuccess = "00000"
+
+// show answers SHOW.
+func (s *console) show(q, what string) {
+	if value, ok := sessionParameters[what]; ok {
+		s.header([]pgwire.Column{{Name: what, Type: pgwire.TypeText}})
+		s.rows.Begin()
+		s.rows.Text(value)
+		s.endRow()
+		s.done("SHOW")
+		return
+	}
+	switch what {
+	case "dns_hosts", "dns_zones", "fds", "peers", "peer_pools":
+		s.fail(pgwire.CodeFeatureNotSupported, "command not supported: SHOW %s", strings.ToUpper(what))
+		return
+	}
+	show := shows[what]
+	if show == nil {
+		s.invalid(q)
+		return
+	}
+	if err := show(s); err != nil {
+		s.err = err
+		return
+	}
+	s.done("SHOW")
+}
+
+// help answers SHOW HELP.
+func (s *console) help() error {
+	notice := pgwire.NewError("NOTICE", codeSuccess, "Console usage")
+	notice.Detail = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|VERSION\n" +
+		"\tSHOW SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE\n" +
+		"\tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS"
+	s.rows.Buf = notice.AppendNotice(s.rows.Buf)
+	return nil
+}
