@@ -97,17 +97,21 @@ static __always_inline enum verdict forward(struct packet *p, struct flow *half,
 	return verdict;
 }
 
-/* The same for a SYN, which may have to be written anew. */
-static __noinline enum verdict forward_syn(struct xdp_md *ctx, struct packet *p,
-					   struct flow *half,
-					   const struct handshake *syn,
-					   enum verdict verdict)
+/* A SYN, which may have to be written anew; false when it is lost. */
+static __noinline bool send_syn(struct xdp_md *ctx, struct packet *p,
+				const struct flow *half,
+				const struct handshake *syn)
 {
-	if (!syn->tells_client)
-		return forward(p, half, verdict);
-	touch(half, p);
-	count_traffic(half->backend, p->len, true);
-	return write_syn(ctx, &p->l2, half, syn) ? verdict : DROP_REPLY;
+	__u32 index = half->backend;
+	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
+
+	if (!backend)
+		return false;
+	count_traffic(index, p->len, true);
+	if (syn->anew)
+		return write_syn(ctx, &p->l2, half, syn);
+	nat_rewrite(p, half, backend->mac);
+	return true;
 }
 
 static __always_inline enum verdict reverse(struct xdp_md *ctx,
@@ -131,8 +135,10 @@ static __always_inline enum verdict reverse(struct xdp_md *ctx,
 
 static __always_inline bool is_backend(const struct packet *p)
 {
-	struct backend_key key = { .addr = p->key.saddr, .port = p->key.sport };
+	struct backend_key key;
 
+	key.addr = p->key.saddr;
+	*(word *)&key.port = p->key.sport; /* and the padding */
 	return bpf_map_lookup_elem(&backend_ids, &key);
 }
 
@@ -155,11 +161,9 @@ static __always_inline bool is_allowed(const struct service *service,
 
 /* A SYN that no flow has: schedule it. */
 static __noinline enum verdict open_flow(struct xdp_md *ctx, struct packet *p,
-					 const struct service *service,
-					 __u32 vip)
+					 const struct service *service)
 {
 	struct scratch *s = scratch();
-	struct flow *half = NULL;
 	struct handshake *syn;
 	enum verdict verdict;
 	struct opening *o;
@@ -177,38 +181,47 @@ static __noinline enum verdict open_flow(struct xdp_md *ctx, struct packet *p,
 		return DROP_RACE;
 	o = &s->opening;
 	o->key = p->key;
+	o->bytes = p->len;
 	o->now = p->now;
 	o->excluded = 0;
 	o->ticket = syn->ticket;
-	o->vip = vip;
+	o->vip = service->nat_vips[0];
 	mac_copy(o->client_mac, p->eth->h_source);
-	verdict = nat_open(s, service, &half);
-	if (verdict == TX_NEW && half) {
-		remember_syn(p, (void *)(long)ctx->data_end, syn,
-			     service->flags & SERVICE_CLIENT_ADDRESS);
-		syn->tried = o->excluded;
-		return forward_syn(ctx, p, half, syn, TX_NEW);
+	if (!remember_syn(p, (void *)(long)ctx->data_end, syn,
+			  service->flags & SERVICE_CLIENT_ADDRESS)) {
+		syn->ticket = 0;
+		return DROP_CLIENT_OPTION;
 	}
-	if (verdict >= DROP_FENCED)
-		return verdict;
-	return reply_rst(ctx, p, verdict);
+	verdict = nat_open(s, service);
+	if (verdict == TX_NEW) {
+		syn->tried = o->excluded;
+		return send_syn(ctx, p, &s->forward, syn) ? TX_NEW : DROP_REPLY;
+	}
+	syn->ticket = 0;
+	return verdict >= DROP_FENCED ? verdict : reply_rst(ctx, p, verdict);
 }
 
-/* A segment to one of our addresses for which there is no flow. */
-static __noinline enum verdict handle_miss(struct xdp_md *ctx, struct packet *p,
-					   __u32 vip)
+/* A segment for a service, for which there is no flow. */
+static __always_inline enum verdict handle_miss(struct xdp_md *ctx,
+						struct packet *p,
+						const struct service *service)
 {
-	struct service *service = service_at(&p->key.daddr, p->key.dport);
+	if (!leased(service->nat_vips[0], p->now))
+		return DROP_FENCED;
+	if (!is_pure_syn(tcp_flags(p->tcp)))
+		return reply_rst(ctx, p, TX_RST_CLIENT);
+	return open_flow(ctx, p, service);
+}
 
-	if (!service && !is_backend(p))
+/* The same for another port of a VIP. */
+static __always_inline enum verdict handle_port(struct xdp_md *ctx,
+						struct packet *p, __u32 vip)
+{
+	if (!is_backend(p))
 		return PASS_PORT;
 	if (!leased(vip, p->now))
 		return DROP_FENCED;
-	if (!service)
-		return reply_rst(ctx, p, TX_RST_BACKEND);
-	if (!is_pure_syn(tcp_flags(p->tcp)))
-		return reply_rst(ctx, p, TX_RST_CLIENT);
-	return open_flow(ctx, p, service, vip);
+	return reply_rst(ctx, p, TX_RST_BACKEND);
 }
 
 /*
@@ -220,22 +233,26 @@ static __noinline enum verdict handle_syn(struct xdp_md *ctx, struct packet *p,
 					  struct flow *half)
 {
 	struct handshake *syn = handshake_of(half);
-	enum verdict verdict = TX_FORWARD;
+	struct scratch *s = scratch();
 	__u32 flags = half->flags;
+	enum verdict verdict;
 
 	if (!(flags & (FLOW_ESTABLISHED | FLOW_CLOSED | FLOW_FIN_CLIENT)) &&
-	    syn && syn->seq == p->tcp->seq) {
+	    syn && s && syn->seq == p->tcp->seq) {
 		if (!(flags & FLOW_SYN_ACK) &&
 		    bpf_ktime_get_ns() - syn->opened_ns > SILENCE) {
-			verdict = reopen(&p->key, p->now, syn, &half);
+			verdict = reopen(s, &p->key, p->now, syn, half);
 			if (verdict == TX_NEW)
-				verdict = TX_REDISPATCH_SILENT;
+				return send_syn(ctx, p, &s->forward, syn) ?
+					       TX_REDISPATCH_SILENT :
+					       DROP_REPLY;
 			if (verdict >= DROP_FENCED)
 				return verdict;
-			if (!half)
+			if (verdict != TX_FORWARD)
 				return reply_rst(ctx, p, verdict);
 		}
-		return forward_syn(ctx, p, half, syn, verdict);
+		touch(half, p);
+		return send_syn(ctx, p, half, syn) ? TX_FORWARD : DROP_REPLY;
 	}
 	if (flags & (FLOW_ESTABLISHED | FLOW_FIN_CLIENT) &&
 	    !(flags & FLOW_CLOSED))
@@ -316,6 +333,7 @@ static __always_inline enum verdict handle_ip(struct xdp_md *ctx,
 					      const struct l2 *l2)
 {
 	struct packet p = { .eth = eth, .ip = ip, .l2 = *l2 };
+	struct service *service;
 	enum verdict verdict;
 	struct flow *half;
 	struct vip *vip;
@@ -334,6 +352,9 @@ static __always_inline enum verdict handle_ip(struct xdp_md *ctx,
 			if (flow != VERDICTS)
 				return flow;
 		}
+		service = service_at(&p.key.daddr, p.key.dport);
+		if (service)
+			return handle_miss(ctx, &p, service);
 	}
 	vip = bpf_map_lookup_elem(&vips, &p.key.daddr);
 	if (!vip)
@@ -342,7 +363,7 @@ static __always_inline enum verdict handle_ip(struct xdp_md *ctx,
 		return handle_icmp(ctx, &p);
 	if (verdict != TX_FORWARD)
 		return verdict;
-	return handle_miss(ctx, &p, vip->index);
+	return handle_port(ctx, &p, vip->index);
 }
 
 /* Whether an address is worth looking up. */

@@ -36,14 +36,6 @@ struct addr {
 	__be32 word[ADDR_WORDS];
 };
 
-/* What a TCP checksum covers beside the segment (RFC 9293, 3.1; RFC 8200, 8.1). */
-struct pseudo_header {
-	struct addr saddr;
-	struct addr daddr;
-	__be32 len;
-	__be32 proto;
-};
-
 static __always_inline __u8 addr_last_byte(const struct addr *a)
 {
 	return bpf_ntohl(a->word[ADDR_WORDS - 1]) & 0xff;
@@ -116,41 +108,37 @@ static __always_inline void ip_write(ip_header *ip, const struct addr *saddr,
 				     const struct addr *daddr, __u32 len,
 				     __u8 tos, __be32 flow_label)
 {
-	__builtin_memset(ip, 0, sizeof(*ip));
+	__be32 *word = (__be32 *)ip;
 #ifdef PGSTEER_IPV6
-	*(__be32 *)ip = bpf_htonl(6U << 28 | (__u32)tos << 20) | flow_label;
-	ip->payload_len = bpf_htons(len);
-	ip->nexthdr = IPPROTO_TCP;
-	ip->hop_limit = HOP_LIMIT;
+	word[0] = bpf_htonl(6U << 28 | (__u32)tos << 20) | flow_label;
+	word[1] = bpf_htonl(len << 16 | IPPROTO_TCP << 8 | HOP_LIMIT);
 #else
-	ip->version = 4;
-	ip->ihl = 5;
-	ip->tos = tos;
-	ip->tot_len = bpf_htons(sizeof(*ip) + len);
-	ip->frag_off = bpf_htons(IP_DF);
-	ip->ttl = HOP_LIMIT;
-	ip->protocol = IPPROTO_TCP;
+	__be32 length =
+		bpf_htonl(0x45U << 24 | (__u32)tos << 16 | (sizeof(*ip) + len));
+	__be32 fragment = bpf_htonl(IP_DF);
+	__be32 hops = bpf_htonl(HOP_LIMIT << 24 | IPPROTO_TCP << 16);
+	__u64 sum = (__u64)length + fragment + hops + saddr->word[0] +
+		    daddr->word[0];
+
+	word[0] = length;
+	word[1] = fragment;
+	word[2] = hops;
+	ip->check = csum_fold(sum);
 #endif
 	*ip_saddr(ip) = *saddr;
 	*ip_daddr(ip) = *daddr;
-#ifndef PGSTEER_IPV6
-	ip->check =
-		csum_fold(bpf_csum_diff(0, 0, (__be32 *)ip, sizeof(*ip), 0));
-#endif
 }
 
-/* The sum over the pseudo header of a TCP segment of len bytes. */
-static __always_inline __u32 pseudo_sum(const struct addr *saddr,
+/*
+ * The sum over what a TCP checksum covers beside a segment of len bytes
+ * (RFC 9293, 3.1; RFC 8200, 8.1).
+ */
+static __always_inline __u64 pseudo_sum(const struct addr *saddr,
 					const struct addr *daddr, __u32 len)
 {
-	struct pseudo_header pseudo = {
-		.saddr = *saddr,
-		.daddr = *daddr,
-		.len = bpf_htonl(len),
-		.proto = bpf_htonl(IPPROTO_TCP),
-	};
-
-	return bpf_csum_diff(0, 0, (__be32 *)&pseudo, sizeof(pseudo), 0);
+	return csum_words(saddr->word, ADDR_WORDS) +
+	       csum_words(daddr->word, ADDR_WORDS) + bpf_htonl(len) +
+	       bpf_htonl(IPPROTO_TCP);
 }
 
 #endif

@@ -118,6 +118,30 @@ static __always_inline void flow_reset(struct flow *forward)
 			&load->resets[forward->backend % MAX_BACKENDS], 1);
 }
 
+static __always_inline struct handshake *handshake_at(__u32 ticket)
+{
+	__u32 place = ticket & half_open_mask;
+
+	return bpf_map_lookup_elem(&handshakes, &place);
+}
+
+/* The handshake of a half-open flow; NULL when it has lost its place. */
+static __always_inline struct handshake *handshake_of(const struct flow *forward)
+{
+	struct handshake *syn = handshake_at(forward->ticket);
+
+	return syn && syn->ticket == forward->ticket ? syn : NULL;
+}
+
+/* It is no longer half-open: whoever gets its place need not look for it. */
+static __always_inline void handshake_end(const struct flow *forward)
+{
+	struct handshake *syn = handshake_of(forward);
+
+	if (syn)
+		syn->ticket = 0;
+}
+
 /*
  * Whether a reset ends the flow, going by what its receiver has acknowledged.
  * One that does not is sent on all the same: the receiver decides.
@@ -147,6 +171,7 @@ static __noinline void flow_track_client(struct flow *forward,
 		    FLOW_SYN_ACK) {
 		__sync_fetch_and_or(&forward->flags, FLOW_ESTABLISHED);
 		source_known(&p->key.saddr, p->now);
+		handshake_end(forward);
 	}
 	if (flags & TCP_FIN) {
 		if (!(forward->flags & FLOW_FIN_CLIENT))
@@ -161,8 +186,7 @@ static __noinline void flow_track_client(struct flow *forward,
 /* Count how long the backend took to accept. */
 static __noinline int count_connect_time(__u32 backend, __u32 ticket)
 {
-	__u32 place = ticket & half_open_mask;
-	struct handshake *syn = bpf_map_lookup_elem(&handshakes, &place);
+	struct handshake *syn = handshake_at(ticket);
 	struct connect_time *times =
 		bpf_map_lookup_elem(&connect_times, &backend);
 	__u64 ns, us;
@@ -197,7 +221,7 @@ static __noinline void flow_track_backend(const struct flow *reverse,
 			flow_reset(forward);
 	} else if (flags & TCP_SYN) {
 		old = __sync_fetch_and_or(&forward->flags, FLOW_SYN_ACK);
-		if (!(old & FLOW_SYN_ACK))
+		if (!(old & (FLOW_SYN_ACK | FLOW_FIN_CLIENT)))
 			count_connect_time(forward->backend, forward->ticket);
 	} else if (flags & TCP_FIN) {
 		old = __sync_fetch_and_or(&forward->flags, FLOW_FIN_BACKEND);
@@ -222,6 +246,8 @@ static __always_inline void flow_remove(struct flow *forward,
 	struct flow_key peer = flow_peer_key(forward);
 
 	flow_close(forward);
+	if (!(forward->flags & (FLOW_ESTABLISHED | FLOW_FIN_CLIENT)))
+		handshake_end(forward);
 	bpf_map_delete_elem(&flows, &peer);
 	bpf_map_delete_elem(&flows, key);
 }

@@ -15,6 +15,7 @@
 /* What it takes to open a flow. */
 struct opening {
 	struct flow_key key;
+	__u32 bytes; /* of the SYN, which is the flow's first packet */
 	__u64 now;
 	__u64 excluded; /* slots that are not to have it; those tried are added */
 	__u32 ticket;
@@ -47,17 +48,14 @@ static __always_inline struct scratch *scratch(void)
 static __always_inline __u16 ip_delta(const struct flow_key *from,
 				      const struct flow_key *to)
 {
-	/* The addresses are the first bytes of a key. */
-	return csum_reduce(bpf_csum_diff((__be32 *)from,
-					 2 * sizeof(struct addr), (__be32 *)to,
-					 2 * sizeof(struct addr), 0));
+	/* The addresses are the first words of a key. */
+	return csum_delta((__be32 *)from, (__be32 *)to, 2 * ADDR_WORDS);
 }
 
 static __always_inline __u16 tcp_delta(const struct flow_key *from,
 				       const struct flow_key *to)
 {
-	return csum_reduce(bpf_csum_diff((__be32 *)from, sizeof(*from),
-					 (__be32 *)to, sizeof(*to), 0));
+	return csum_delta((__be32 *)from, (__be32 *)to, sizeof(*from) / 4);
 }
 
 static __always_inline void half_init(struct flow *half,
@@ -129,13 +127,12 @@ static __always_inline enum verdict nobody(const struct service *service,
 }
 
 /*
- * Open a flow for a SYN, as s->opening says. On success *half is the forward
- * half, the slot has its bit in excluded and the verdict is TX_NEW; otherwise
- * the verdict says why not, and nothing is left behind.
+ * Open a flow for a SYN, as s->opening says. On success s->forward is a copy of
+ * the forward half, the slot has its bit in excluded and the verdict is TX_NEW;
+ * otherwise the verdict says why not, and nothing is left behind.
  */
 static __noinline enum verdict nat_open(struct scratch *s,
-					const struct service *service,
-					struct flow **half)
+					const struct service *service)
 {
 	struct opening *o = &s->opening;
 	struct flow *forward = &s->forward;
@@ -145,6 +142,8 @@ static __noinline enum verdict nat_open(struct scratch *s,
 	half_init(forward, o, 0);
 	forward->flags = FLOW_FORWARD;
 	forward->ticket = o->ticket;
+	forward->packets = 1;
+	forward->bytes = o->bytes;
 	/* Unrolled: before kernel 6.4 there may be no calls inside a loop. */
 #pragma clang loop unroll(full)
 	for (int i = 0; i < BACKEND_TRIES; i++) {
@@ -181,10 +180,8 @@ reserved:
 	forward->ip_delta = ip_delta(&o->key, &forward->rewritten);
 	forward->tcp_delta = tcp_delta(&o->key, &forward->rewritten);
 	err = bpf_map_update_elem(&flows, &o->key, forward, BPF_NOEXIST);
-	if (!err) {
-		*half = bpf_map_lookup_elem(&flows, &o->key);
-		return *half ? TX_NEW : DROP_RACE;
-	}
+	if (!err)
+		return TX_NEW;
 	bpf_map_delete_elem(&flows, &s->key);
 	load_cancel(forward->backend);
 	/* EEXIST: the same SYN on another CPU won; the client sends it again. */

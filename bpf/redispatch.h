@@ -16,31 +16,30 @@
 static __always_inline struct service *service_at(const struct addr *addr,
 						  __be16 port)
 {
-	struct service_key key = {
-		.addr = *addr,
-		.port = port,
-		.proto = IPPROTO_TCP,
-	};
+	struct service_key key;
 
+	/* One store: see key_set_addrs(). */
+	key.addr = *addr;
+	*(word *)&key.port = (__u32)IPPROTO_TCP << 16 | port;
 	return bpf_map_lookup_elem(&services, &key);
 }
 
 /*
  * Take the flow from its backend and give it to another that has not had it.
- * *half is the new forward half if TX_NEW; it stays if TX_FORWARD: there is
- * nobody else.
+ * s->forward is a copy of the new forward half if TX_NEW; the flow is as it was
+ * if TX_FORWARD: there is nobody else.
  */
-static __noinline enum verdict reopen(const struct flow_key *key, __u64 now,
-				      struct handshake *syn, struct flow **half)
+static __noinline enum verdict reopen(struct scratch *s,
+				      const struct flow_key *key, __u64 now,
+				      struct handshake *syn,
+				      struct flow *forward)
 {
-	struct flow *forward = *half;
 	struct service *service = service_at(&key->daddr, key->dport);
 	struct load *load = load_of(forward->backend);
-	struct scratch *s = scratch();
 	enum verdict verdict;
 	struct opening *o;
 
-	if (!s || !load)
+	if (!load)
 		return DROP_RACE;
 	if (!service || !others_take_flows(service->id, syn->tried))
 		return TX_FORWARD;
@@ -54,11 +53,12 @@ static __noinline enum verdict reopen(const struct flow_key *key, __u64 now,
 	o->excluded = syn->tried;
 	o->ticket = forward->ticket;
 	o->vip = forward->vip;
+	o->bytes = sizeof(ip_header) + sizeof(struct tcphdr) + syn->options_len;
 	mac_copy(o->client_mac, forward->client_mac);
 	flow_remove(forward, key);
-	*half = NULL;
-	verdict = nat_open(s, service, half);
+	verdict = nat_open(s, service);
 	if (verdict == TX_NEW) {
+		syn->ticket = o->ticket;
 		syn->tried = o->excluded;
 		syn->opened_ns = bpf_ktime_get_ns();
 	}
@@ -76,12 +76,13 @@ static __noinline enum verdict redispatch_refused(struct xdp_md *ctx,
 {
 	struct flow_key key = flow_peer_key(reverse);
 	struct flow *half = bpf_map_lookup_elem(&flows, &key);
+	struct scratch *s = scratch();
 	struct l2 l2 = p->l2;
 	struct handshake *syn;
 	enum verdict verdict;
 
 	/* After a FIN the flow has no ticket any more, but a number like one. */
-	if (!half ||
+	if (!s || !half ||
 	    half->flags & (FLOW_SYN_ACK | FLOW_FIN_CLIENT | FLOW_CLOSED))
 		return TX_REVERSE;
 	syn = handshake_of(half);
@@ -90,16 +91,14 @@ static __noinline enum verdict redispatch_refused(struct xdp_md *ctx,
 	    bpf_ntohl(p->tcp->ack_seq) != bpf_ntohl(syn->seq) + 1)
 		return TX_REVERSE;
 	suspect_backend(half->backend, p->now);
-	verdict = reopen(&key, p->now, syn, &half);
+	verdict = reopen(s, &key, p->now, syn, half);
 	if (verdict == TX_FORWARD)
 		return TX_REVERSE;
 	/* The client sends its SYN again, and it is told then what is wrong. */
-	if (verdict != TX_NEW || !half)
+	if (verdict != TX_NEW)
 		return DROP_RACE;
-	half->packets = 1;
-	half->bytes = sizeof(*p->ip) + sizeof(*p->tcp) + syn->options_len;
-	return write_syn(ctx, &l2, half, syn) ? TX_REDISPATCH_REFUSED :
-						DROP_REPLY;
+	return write_syn(ctx, &l2, &s->forward, syn) ? TX_REDISPATCH_REFUSED :
+						       DROP_REPLY;
 }
 
 #endif

@@ -23,7 +23,9 @@ static __always_inline long frame_len(struct xdp_md *ctx)
 /* Give the frame another length, at its end; it may have no room to grow. */
 static __always_inline long resize(struct xdp_md *ctx, __u32 len)
 {
-	return bpf_xdp_adjust_tail(ctx, (long)len - frame_len(ctx));
+	long more = (long)len - frame_len(ctx);
+
+	return more ? bpf_xdp_adjust_tail(ctx, more) : 0;
 }
 
 /* The headers of a frame that is written anew. */
@@ -48,31 +50,31 @@ static __always_inline bool find_headers(struct xdp_md *ctx, __u32 l2_len,
 	return (void *)(h->eth + 1) <= end && (void *)(h->tcp + 1) <= end;
 }
 
-/* A whole header; the checksum begins with what comes after it. */
-static __always_inline void tcp_write(struct tcphdr *tcp,
-				      const struct flow_key *key, __be32 seq,
-				      __be32 ack, __u8 flags, __be16 window,
-				      __u32 options_len)
+/*
+ * A whole header without options, but for its checksum. Returns the sum over
+ * it.
+ */
+static __always_inline __u64 tcp_write(struct tcphdr *tcp, __be32 ports,
+				       __be32 seq, __be32 ack, __u8 flags,
+				       __be16 window, __u32 options_len)
 {
-	__builtin_memset(tcp, 0, sizeof(*tcp));
-	tcp->source = key->sport;
-	tcp->dest = key->dport;
-	tcp->seq = seq;
-	tcp->ack_seq = ack;
-	tcp->doff = 5 + options_len / 4;
-	((__u8 *)tcp)[13] = flags;
-	tcp->window = window;
+	__be32 *header = (__be32 *)tcp;
+	__be32 last = bpf_htonl((5 + options_len / 4) << 28 | flags << 16 |
+				bpf_ntohs(window));
+
+	header[0] = ports;
+	header[1] = seq;
+	header[2] = ack;
+	header[3] = last;
+	header[4] = 0;
+	return (__u64)ports + seq + ack + last;
 }
 
 static __noinline enum verdict reply_rst(struct xdp_md *ctx, struct packet *p,
 					 enum verdict verdict)
 {
-	struct flow_key to = {
-		.saddr = p->key.daddr,
-		.daddr = p->key.saddr,
-		.sport = p->key.dport,
-		.dport = p->key.sport,
-	};
+	struct addr saddr = p->key.daddr, daddr = p->key.saddr;
+	__be32 ports = *(const word *)&p->tcp->source;
 	__u8 flags = tcp_flags(p->tcp);
 	__u32 index = BUCKET_RST;
 	struct bucket *bucket = bpf_map_lookup_elem(&buckets, &index);
@@ -80,6 +82,7 @@ static __noinline enum verdict reply_rst(struct xdp_md *ctx, struct packet *p,
 	__u8 peer[6] __attribute__((aligned(4)));
 	struct headers h;
 	__u32 consumed;
+	__u64 sum;
 
 	if (flags & TCP_RST)
 		return DROP_STRAY_RST;
@@ -97,12 +100,11 @@ static __noinline enum verdict reply_rst(struct xdp_md *ctx, struct packet *p,
 		return DROP_REPLY;
 	mac_write_own(h.eth->h_source);
 	mac_copy(h.eth->h_dest, peer);
-	ip_write(h.ip, &to.saddr, &to.daddr, sizeof(*h.tcp), 0, 0);
-	tcp_write(h.tcp, &to, seq, ack,
-		  flags & TCP_ACK ? TCP_RST : TCP_RST | TCP_ACK, 0, 0);
-	h.tcp->check = csum_fold(bpf_csum_diff(
-		0, 0, (__be32 *)h.tcp, sizeof(*h.tcp),
-		pseudo_sum(&to.saddr, &to.daddr, sizeof(*h.tcp))));
+	ip_write(h.ip, &saddr, &daddr, sizeof(*h.tcp), 0, 0);
+	sum = tcp_write(h.tcp, ports >> 16 | ports << 16, seq, ack,
+			flags & TCP_ACK ? TCP_RST : TCP_RST | TCP_ACK, 0, 0);
+	sum += pseudo_sum(&saddr, &daddr, sizeof(*h.tcp));
+	h.tcp->check = csum_fold(sum);
 	return verdict;
 }
 

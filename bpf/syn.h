@@ -31,9 +31,12 @@
 static __noinline void evict(const struct handshake *old)
 {
 	struct flow_key key = old->key;
-	struct flow *forward = bpf_map_lookup_elem(&flows, &key);
+	struct flow *forward;
 	struct load *load;
 
+	if (!old->ticket)
+		return; /* complete, or over */
+	forward = bpf_map_lookup_elem(&flows, &key);
 	if (!forward || forward->ticket != old->ticket ||
 	    (forward->flags & (FLOW_FORWARD | FLOW_ESTABLISHED |
 			       FLOW_FIN_CLIENT | FLOW_CLOSED)) != FLOW_FORWARD)
@@ -45,21 +48,6 @@ static __noinline void evict(const struct handshake *old)
 		__sync_fetch_and_add(
 			&load->evicted[forward->backend % MAX_BACKENDS], 1);
 	flow_remove(forward, &key);
-}
-
-static __always_inline struct handshake *handshake_at(__u32 ticket)
-{
-	__u32 place = ticket & half_open_mask;
-
-	return bpf_map_lookup_elem(&handshakes, &place);
-}
-
-/* The handshake of a half-open flow; NULL when it has lost its place. */
-static __always_inline struct handshake *handshake_of(const struct flow *forward)
-{
-	struct handshake *syn = handshake_at(forward->ticket);
-
-	return syn && syn->ticket == forward->ticket ? syn : NULL;
 }
 
 static __noinline struct handshake *take_ticket(void)
@@ -81,10 +69,28 @@ static __noinline struct handshake *take_ticket(void)
 }
 
 /*
- * Keep the SYN of a flow, with the client's address if the service wants that
- * and there is room for it.
+ * Whether options contain one in which a client calls itself another. It is
+ * looked for at every byte: where options begin is a question that a stack may
+ * answer otherwise. Four bytes of a timestamp are taken for one once in 2^24,
+ * and other ones the second time.
  */
-static __noinline void remember_syn(const struct packet *p, void *end,
+static __always_inline bool names_client(const __u8 *options)
+{
+	bool found = false;
+
+	for (int i = 0; i < MAX_TCP_OPTIONS - 3; i++)
+		found |= options[i] == OPTION_EXPERIMENT &&
+			 options[i + 2] == EXPERIMENT_ID >> 8 &&
+			 options[i + 3] == (EXPERIMENT_ID & 0xff);
+	return found;
+}
+
+/*
+ * Keep a SYN, with the client's address before its options if the service
+ * wants that. False when the client names itself, and there is no room to
+ * object: of two addresses the pooler believes none.
+ */
+static __noinline bool remember_syn(const struct packet *p, void *end,
 				    struct handshake *syn, bool tell_client)
 {
 	__u32 theirs = p->tcp->doff - 5;
@@ -94,19 +100,18 @@ static __noinline void remember_syn(const struct packet *p, void *end,
 
 	syn->key = p->key;
 	syn->opened_ns = bpf_ktime_get_ns();
+	syn->tried = 0;
 	syn->seq = p->tcp->seq;
 	syn->window = p->tcp->window;
 	syn->tos = ip_tos(p->ip);
 	syn->tcp_flags = tcp_flags(p->tcp);
+	syn->anew = tell_client;
 	syn->flow_label = 0;
-	/* Data in a SYN could not be kept: such a SYN goes as it is. */
-	if (theirs > MAX_TCP_OPTIONS / 4 - CLIENT_OPTION_WORDS ||
-	    payload_len(p))
-		tell_client = false;
 #ifdef PGSTEER_IPV6
 	syn->flow_label = *(__be32 *)p->ip & bpf_htonl(0xfffff);
 #endif
-	if (tell_client) {
+	if (tell_client &&
+	    theirs <= MAX_TCP_OPTIONS / 4 - CLIENT_OPTION_WORDS) {
 		to[0] = bpf_htonl(OPTION_EXPERIMENT << 24 |
 				  CLIENT_OPTION_LEN << 16 | EXPERIMENT_ID);
 		for (int i = 0; i < ADDR_WORDS; i++)
@@ -118,6 +123,7 @@ static __noinline void remember_syn(const struct packet *p, void *end,
 				  OPTION_NOP << 8 | OPTION_NOP);
 #endif
 		at = CLIENT_OPTION_WORDS;
+		tell_client = false;
 	}
 	for (__u32 i = 0; i < MAX_TCP_OPTIONS / 4; i++, from++) {
 		if (i >= theirs || (void *)(from + 1) > end ||
@@ -130,7 +136,7 @@ static __noinline void remember_syn(const struct packet *p, void *end,
 	for (__u32 i = 0; i < MAX_TCP_OPTIONS / 4; i++)
 		if (i >= at)
 			to[i] = 0;
-	syn->tells_client = tell_client;
+	return !tell_client || !names_client(syn->options);
 }
 
 /*
@@ -175,7 +181,7 @@ static __noinline bool write_syn(struct xdp_md *ctx, const struct l2 *l2,
 	const __u32 *from = (void *)syn->options;
 	struct headers h;
 	__u32 *to;
-	__u32 sum;
+	__u64 sum;
 	void *end;
 
 	if (!backend || !resize_front(ctx, l2, l2->len + sizeof(*h.ip) + len) ||
@@ -186,12 +192,11 @@ static __noinline bool write_syn(struct xdp_md *ctx, const struct l2 *l2,
 	mac_copy(h.eth->h_dest, backend->mac);
 	ip_write(h.ip, &key->saddr, &key->daddr, len, syn->tos,
 		 syn->flow_label);
-	tcp_write(h.tcp, key, syn->seq, 0, syn->tcp_flags, syn->window,
-		  options_len);
-	sum = pseudo_sum(&key->saddr, &key->daddr, len);
-	sum = bpf_csum_diff(0, 0, (__be32 *)h.tcp, sizeof(*h.tcp), sum);
+	sum = tcp_write(h.tcp, *(const word *)&key->sport, syn->seq, 0,
+			syn->tcp_flags, syn->window, options_len);
+	sum += pseudo_sum(&key->saddr, &key->daddr, len);
 	/* What the options leave of the 40 bytes is zero and adds nothing. */
-	sum = bpf_csum_diff(0, 0, (__be32 *)from, MAX_TCP_OPTIONS, sum);
+	sum += csum_words(from, MAX_TCP_OPTIONS / 4);
 	h.tcp->check = csum_fold(sum);
 	to = (void *)(h.tcp + 1);
 	for (int i = 0; i < MAX_TCP_OPTIONS / 4; i++, to++) {

@@ -203,7 +203,7 @@ struct handshake {
 	__u8 options_len; /* bytes, a multiple of four */
 	__u8 tos; /* of the IP header */
 	__u8 tcp_flags; /* the byte with SYN; ECN asks by CWR and ECE */
-	__u8 tells_client; /* the options begin with the client's address */
+	__u8 anew; /* it is always made from this: what the client sends may differ */
 	__u8 pad[2];
 	__be32 flow_label; /* IPv6: the first word of the header */
 	__u8 options[MAX_TCP_OPTIONS]; /* zero beyond options_len */

@@ -45,6 +45,7 @@ enum verdict {
 	DROP_ICMP, /* an error not believed, or kept from the client */
 	DROP_TTL,
 	DROP_NOT_ALLOWED, /* a client from outside the service's networks */
+	DROP_CLIENT_OPTION, /* a SYN in which the client says that it is another */
 	DROP_SYN_SOURCE, /* too many SYNs from this source */
 	DROP_SYN_TOTAL, /* too many SYNs from sources that are not known */
 	DROP_FULL, /* all backends have all the flows they may have */

@@ -74,14 +74,15 @@ const (
 	balancerVerdictDROP_ICMP             balancerVerdict = 27
 	balancerVerdictDROP_TTL              balancerVerdict = 28
 	balancerVerdictDROP_NOT_ALLOWED      balancerVerdict = 29
-	balancerVerdictDROP_SYN_SOURCE       balancerVerdict = 30
-	balancerVerdictDROP_SYN_TOTAL        balancerVerdict = 31
-	balancerVerdictDROP_FULL             balancerVerdict = 32
-	balancerVerdictDROP_STRAY_RST        balancerVerdict = 33
-	balancerVerdictDROP_RST_LIMIT        balancerVerdict = 34
-	balancerVerdictDROP_RACE             balancerVerdict = 35
-	balancerVerdictDROP_REPLY            balancerVerdict = 36
-	balancerVerdictVERDICTS              balancerVerdict = 37
+	balancerVerdictDROP_CLIENT_OPTION    balancerVerdict = 30
+	balancerVerdictDROP_SYN_SOURCE       balancerVerdict = 31
+	balancerVerdictDROP_SYN_TOTAL        balancerVerdict = 32
+	balancerVerdictDROP_FULL             balancerVerdict = 33
+	balancerVerdictDROP_STRAY_RST        balancerVerdict = 34
+	balancerVerdictDROP_RST_LIMIT        balancerVerdict = 35
+	balancerVerdictDROP_RACE             balancerVerdict = 36
+	balancerVerdictDROP_REPLY            balancerVerdict = 37
+	balancerVerdictVERDICTS              balancerVerdict = 38
 )
 
 // Names of all BPF objects in the ELF.

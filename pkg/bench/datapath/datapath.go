@@ -60,13 +60,6 @@ const (
 	pass       = "datapath.pass"
 )
 
-// Resets for unknown flows are limited, to 10,000 a second and CPU, and 2,000
-// at a time.
-const (
-	resetBatch = 1900
-	resetPause = 250 * time.Millisecond
-)
-
 // Suite returns the rows of the datapath. It needs root.
 func Suite(o Options) bench.Suite {
 	return bench.Suite{
@@ -191,7 +184,7 @@ func (w *world) established(ctx context.Context, o Options, names []string, log 
 		{row{name: forward100, packets: o.Packets, action: xdpTX, verdict: "tx_forward"}, strided(flows.forward)},
 		{row{name: reverse100, packets: o.Packets, action: xdpTX, verdict: "tx_reverse"}, strided(flows.reverse)},
 		{
-			row{name: reset, packets: min(o.Packets, resetBatch), action: xdpTX, verdict: "tx_rst_client", pause: resetPause},
+			row{name: reset, packets: o.Packets, action: xdpTX, verdict: "tx_rst_client"},
 			[][]byte{fromClient(o.Flows, flagACK).frame()},
 		},
 		{row{name: pass, packets: o.Packets, action: xdpPass, verdict: "pass_not_vip", frame: other.frame()}, nil},

@@ -34,6 +34,7 @@ const (
 	harnessVarHeader     = "header"
 	harnessVarNextTuple  = "next_tuple"
 	harnessVarOptions    = "options"
+	harnessVarSettled    = "settled"
 	harnessVarTupleCount = "tuple_count"
 	harnessVarTuples     = "tuples"
 	harnessVarVarying    = "varying"
@@ -100,6 +101,7 @@ type harnessVariableSpecs struct {
 	Header     *ebpf.VariableSpec `ebpf:"header"`
 	NextTuple  *ebpf.VariableSpec `ebpf:"next_tuple"`
 	Options    *ebpf.VariableSpec `ebpf:"options"`
+	Settled    *ebpf.VariableSpec `ebpf:"settled"`
 	TupleCount *ebpf.VariableSpec `ebpf:"tuple_count"`
 	Tuples     *ebpf.VariableSpec `ebpf:"tuples"`
 	Varying    *ebpf.VariableSpec `ebpf:"varying"`
@@ -142,6 +144,7 @@ type harnessVariables struct {
 	Header     *ebpf.Variable `ebpf:"header"`
 	NextTuple  *ebpf.Variable `ebpf:"next_tuple"`
 	Options    *ebpf.Variable `ebpf:"options"`
+	Settled    *ebpf.Variable `ebpf:"settled"`
 	TupleCount *ebpf.Variable `ebpf:"tuple_count"`
 	Tuples     *ebpf.Variable `ebpf:"tuples"`
 	Varying    *ebpf.Variable `ebpf:"varying"`

@@ -115,6 +115,7 @@ func (n *node) open() error {
 	n.balancer, err = xdp.Open(xdp.Config{
 		Interface: "eth0", Mode: xdp.ModeNative, PinPath: n.pins(), FlowTableSize: flowTableSize,
 		SweepInterval: leaseTime, // the sweep would only disturb
+		ResetRate:     1e9,       // it is the cost of a reset that counts
 	})
 	if err != nil {
 		return err
