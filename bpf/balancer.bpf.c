@@ -327,10 +327,23 @@ static __always_inline enum verdict check_headers(struct xdp_md *ctx,
 	return TX_FORWARD;
 }
 
+/* Whether the packet is for the one service that the hint is about. */
+static __always_inline bool is_hinted(const struct vip_hint *hint,
+				      const struct packet *p)
+{
+	if (hint->port != p->key.dport)
+		return false;
+	for (int i = 0; i < ADDR_WORDS; i++)
+		if (hint->addr.word[i] != p->key.daddr.word[i])
+			return false;
+	return true;
+}
+
 static __always_inline enum verdict handle_ip(struct xdp_md *ctx,
 					      struct cursor *c,
 					      struct ethhdr *eth, ip_header *ip,
-					      const struct l2 *l2)
+					      const struct l2 *l2,
+					      const struct vip_hint *hint)
 {
 	struct packet p = { .eth = eth, .ip = ip, .l2 = *l2 };
 	struct service *service;
@@ -352,6 +365,10 @@ static __always_inline enum verdict handle_ip(struct xdp_md *ctx,
 			if (flow != VERDICTS)
 				return flow;
 		}
+		if (is_hinted(hint, &p) && !is_pure_syn(tcp_flags(p.tcp)))
+			return leased(hint->index, p.now) ?
+				       reply_rst(ctx, &p, TX_RST_CLIENT) :
+				       DROP_FENCED;
 		service = service_at(&p.key.daddr, p.key.dport);
 		if (service)
 			return handle_miss(ctx, &p, service);
@@ -366,13 +383,13 @@ static __always_inline enum verdict handle_ip(struct xdp_md *ctx,
 	return handle_port(ctx, &p, vip->index);
 }
 
-/* Whether an address is worth looking up. */
-static __always_inline bool may_be_vip(const struct addr *addr)
+/* What is known of an address that is worth looking up; else NULL. */
+static __always_inline struct vip_hint *hint_of(const struct addr *addr)
 {
 	__u32 last = addr_last_byte(addr);
-	__u32 *filter = bpf_map_lookup_elem(&vip_filter, &last);
+	struct vip_hint *hint = bpf_map_lookup_elem(&vip_hints, &last);
 
-	return filter && *filter;
+	return hint && hint->count ? hint : NULL;
 }
 
 /*
@@ -418,6 +435,7 @@ int balancer6(struct xdp_md *ctx)
 	enum verdict verdict;
 	struct ethhdr *eth;
 	struct l2 l2 = {};
+	struct vip_hint *hint;
 	ip_header *ip;
 
 	if (parse_frame(&c, &eth, &l2) != bpf_htons(ETH_P_IPV6))
@@ -430,9 +448,10 @@ int balancer6(struct xdp_md *ctx)
 		if (verdict != PASS_ETHERTYPE)
 			return finish(ctx, verdict);
 	}
-	if (!may_be_vip(ip_daddr(ip)))
+	hint = hint_of(ip_daddr(ip));
+	if (!hint)
 		return pass_stranger();
-	return finish(ctx, handle_ip(ctx, &c, eth, ip, &l2));
+	return finish(ctx, handle_ip(ctx, &c, eth, ip, &l2, hint));
 }
 
 #else
@@ -444,6 +463,7 @@ int balancer(struct xdp_md *ctx)
 	enum verdict verdict = PASS_ETHERTYPE;
 	struct ethhdr *eth;
 	struct l2 l2 = {};
+	struct vip_hint *hint;
 	ip_header *ip;
 
 	switch (parse_frame(&c, &eth, &l2)) {
@@ -456,9 +476,10 @@ int balancer(struct xdp_md *ctx)
 			verdict = PASS_TRUNCATED;
 			break;
 		}
-		if (!may_be_vip(ip_daddr(ip)))
+		hint = hint_of(ip_daddr(ip));
+		if (!hint)
 			return pass_stranger();
-		verdict = handle_ip(ctx, &c, eth, ip, &l2);
+		verdict = handle_ip(ctx, &c, eth, ip, &l2, hint);
 		break;
 	case bpf_htons(ETH_P_IPV6):
 		bpf_tail_call(ctx, &programs, PROGRAM_IPV6);

@@ -171,7 +171,8 @@ static __noinline void flow_track_client(struct flow *forward,
 		    FLOW_SYN_ACK) {
 		__sync_fetch_and_or(&forward->flags, FLOW_ESTABLISHED);
 		source_known(&p->key.saddr, p->now);
-		handshake_end(forward);
+		if (!(forward->flags & FLOW_FIN_CLIENT)) /* else no ticket */
+			handshake_end(forward);
 	}
 	if (flags & TCP_FIN) {
 		if (!(forward->flags & FLOW_FIN_CLIENT))

@@ -12,7 +12,7 @@
 #ifdef PGSTEER_IPV6
 #define vips vips6
 #define leases leases6
-#define vip_filter vip_filter6
+#define vip_hints vip_hints6
 #define services services6
 #define backends backends6
 #define backend_ids backend_ids6
@@ -44,15 +44,15 @@ struct {
 } leases SEC(".maps");
 
 /*
- * By the last byte of an address: whether a VIP ends in it. What is not for a
+ * By the last byte of an address: the VIPs that end in it. What is not for a
  * VIP is most often told by this alone, at a tenth of a hash lookup's cost.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 256);
 	__type(key, __u32);
-	__type(value, __u32);
-} vip_filter SEC(".maps");
+	__type(value, struct vip_hint);
+} vip_hints SEC(".maps");
 
 /* VIP and port to service. */
 struct {

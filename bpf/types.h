@@ -76,6 +76,19 @@ struct vip {
 	char router[NAME_LEN];
 };
 
+/*
+ * What is known of the VIPs that end in one byte. If it is one VIP with one
+ * service, as it mostly is, that is here: who is to be told by a reset that it
+ * is none of ours needs no more.
+ */
+struct vip_hint {
+	__u32 count; /* how many there are */
+	__u32 index; /* of the one, into leases */
+	struct addr addr; /* of the one */
+	__be16 port; /* of its one service; 0: there is no such one */
+	__u16 pad;
+};
+
 struct service_key {
 	struct addr addr;
 	__be16 port;

@@ -33,7 +33,7 @@ const (
 	balancer6MapTickets6           = "tickets6"
 	balancer6MapTraffics           = "traffics"
 	balancer6MapVerdicts           = "verdicts"
-	balancer6MapVipFilter6         = "vip_filter6"
+	balancer6MapVipHints6          = "vip_hints6"
 	balancer6MapVips6              = "vips6"
 	balancer6ProgBalancer6         = "balancer6"
 	balancer6ProgReap              = "reap"
@@ -128,7 +128,7 @@ type balancer6MapSpecs struct {
 	Tickets6     *ebpf.MapSpec `ebpf:"tickets6"`
 	Traffics     *ebpf.MapSpec `ebpf:"traffics"`
 	Verdicts     *ebpf.MapSpec `ebpf:"verdicts"`
-	VipFilter6   *ebpf.MapSpec `ebpf:"vip_filter6"`
+	VipHints6    *ebpf.MapSpec `ebpf:"vip_hints6"`
 	Vips6        *ebpf.MapSpec `ebpf:"vips6"`
 }
 
@@ -197,7 +197,7 @@ type balancer6Maps struct {
 	Tickets6     *ebpf.Map `ebpf:"tickets6"`
 	Traffics     *ebpf.Map `ebpf:"traffics"`
 	Verdicts     *ebpf.Map `ebpf:"verdicts"`
-	VipFilter6   *ebpf.Map `ebpf:"vip_filter6"`
+	VipHints6    *ebpf.Map `ebpf:"vip_hints6"`
 	Vips6        *ebpf.Map `ebpf:"vips6"`
 }
 
@@ -220,7 +220,7 @@ func (m *balancer6Maps) Close() error {
 		m.Tickets6,
 		m.Traffics,
 		m.Verdicts,
-		m.VipFilter6,
+		m.VipHints6,
 		m.Vips6,
 	)
 }

@@ -106,7 +106,7 @@ const (
 	balancerMapTickets            = "tickets"
 	balancerMapTraffics           = "traffics"
 	balancerMapVerdicts           = "verdicts"
-	balancerMapVipFilter          = "vip_filter"
+	balancerMapVipHints           = "vip_hints"
 	balancerMapVips               = "vips"
 	balancerProgBalancer          = "balancer"
 	balancerProgClearSlot         = "clear_slot"
@@ -207,7 +207,7 @@ type balancerMapSpecs struct {
 	Tickets      *ebpf.MapSpec `ebpf:"tickets"`
 	Traffics     *ebpf.MapSpec `ebpf:"traffics"`
 	Verdicts     *ebpf.MapSpec `ebpf:"verdicts"`
-	VipFilter    *ebpf.MapSpec `ebpf:"vip_filter"`
+	VipHints     *ebpf.MapSpec `ebpf:"vip_hints"`
 	Vips         *ebpf.MapSpec `ebpf:"vips"`
 }
 
@@ -276,7 +276,7 @@ type balancerMaps struct {
 	Tickets      *ebpf.Map `ebpf:"tickets"`
 	Traffics     *ebpf.Map `ebpf:"traffics"`
 	Verdicts     *ebpf.Map `ebpf:"verdicts"`
-	VipFilter    *ebpf.Map `ebpf:"vip_filter"`
+	VipHints     *ebpf.Map `ebpf:"vip_hints"`
 	Vips         *ebpf.Map `ebpf:"vips"`
 }
 
@@ -299,7 +299,7 @@ func (m *balancerMaps) Close() error {
 		m.Tickets,
 		m.Traffics,
 		m.Verdicts,
-		m.VipFilter,
+		m.VipHints,
 		m.Vips,
 	)
 }

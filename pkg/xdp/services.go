@@ -43,6 +43,11 @@ func (b *Balancer) SetServices(want []lb.Service) error {
 		placed = append(placed, p...)
 	}
 	b.placed = placed
+	for _, f := range b.tables.families() {
+		if err := f.setHints(); err != nil {
+			return err
+		}
+	}
 	return b.refreshNextHops()
 }
 
@@ -58,7 +63,7 @@ func (b *Balancer) removeServices(have map[netip.AddrPort]serviceHead, want []lb
 			return err
 		}
 		// The way in first, so that nothing new arrives meanwhile.
-		if err := f.deleteService(addr); err != nil {
+		if err := errors.Join(f.deleteService(addr), f.setHints()); err != nil {
 			return err
 		}
 		if err := f.setAllowed(service.id, nil); err != nil {

@@ -35,7 +35,13 @@ func (b *Balancer) SetVIPs(vips []lb.VIPStats) error {
 		keep[v.Addr] = true
 	}
 	for _, f := range b.tables.families() {
+		if err := f.setHints(); err != nil {
+			return err
+		}
 		if err := removeVIPs(f, keep); err != nil {
+			return err
+		}
+		if err := f.setHints(); err != nil {
 			return err
 		}
 	}
@@ -58,10 +64,7 @@ func addVIP(f familyTables, v lb.VIPStats) error {
 		}
 	}
 	row.VRID, row.Priority, row.Router = v.VRID, v.Priority, nameBytes(v.Router)
-	if err := f.putVIP(v.Addr, row); err != nil {
-		return err
-	}
-	return f.setFilter(lastByte(v.Addr), true)
+	return f.putVIP(v.Addr, row)
 }
 
 func freeVIP(have map[netip.Addr]vipRow) (uint32, error) {
@@ -77,17 +80,11 @@ func freeVIP(have map[netip.Addr]vipRow) (uint32, error) {
 	return 0, fmt.Errorf("more than %d virtual addresses", maxVIPs)
 }
 
-// removeVIPs drops the addresses that are not to be kept. The program takes
-// those that share their last byte with others for strangers at first sight
-// only when none is left.
+// removeVIPs drops the addresses that are not to be kept.
 func removeVIPs(f familyTables, keep map[netip.Addr]bool) error {
 	all, err := f.vips()
 	if err != nil {
 		return err
-	}
-	filter := make(map[byte]bool)
-	for addr := range keep {
-		filter[lastByte(addr)] = true
 	}
 	for addr, row := range all {
 		if keep[addr] {
@@ -95,11 +92,6 @@ func removeVIPs(f familyTables, keep map[netip.Addr]bool) error {
 		}
 		if err := errors.Join(f.setLease(row.Index, 0), f.deleteVIP(addr)); err != nil {
 			return err
-		}
-		if last := lastByte(addr); !filter[last] {
-			if err := f.setFilter(last, false); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
