@@ -227,7 +227,7 @@ static __always_inline enum verdict handle_port(struct xdp_md *ctx,
 /*
  * A SYN for a flow that there is: the same SYN again, which may be offered to
  * another backend, or a new connection from an old one's port, which is
- * scheduled afresh. The verdict is VERDICTS then: the flow is gone.
+ * scheduled afresh: p->fresh says so.
  */
 static __noinline enum verdict handle_syn(struct xdp_md *ctx, struct packet *p,
 					  struct flow *half)
@@ -241,7 +241,8 @@ static __noinline enum verdict handle_syn(struct xdp_md *ctx, struct packet *p,
 	    syn && s && syn->seq == p->tcp->seq) {
 		if (!(flags & FLOW_SYN_ACK) &&
 		    bpf_ktime_get_ns() - syn->opened_ns > SILENCE) {
-			verdict = reopen(s, &p->key, p->now, syn, half);
+			s->opening.key = p->key;
+			verdict = reopen(s, p->now, syn, half);
 			if (verdict == TX_NEW)
 				return send_syn(ctx, p, &s->forward, syn) ?
 					       TX_REDISPATCH_SILENT :
@@ -264,7 +265,8 @@ static __noinline enum verdict handle_syn(struct xdp_md *ctx, struct packet *p,
 	if (!flow_take(half))
 		return DROP_RACE;
 	flow_remove(half, &p->key);
-	return VERDICTS;
+	p->fresh = true;
+	return TX_NEW;
 }
 
 static __always_inline enum verdict handle_flow(struct xdp_md *ctx,
@@ -360,10 +362,10 @@ static __always_inline enum verdict handle_ip(struct xdp_md *ctx,
 		key_set_ports(&p.key, p.tcp);
 		half = bpf_map_lookup_elem(&flows, &p.key);
 		if (half) {
-			enum verdict flow = handle_flow(ctx, &p, half);
-
-			if (flow != VERDICTS)
-				return flow;
+			verdict = handle_flow(ctx, &p, half);
+			if (!p.fresh)
+				return verdict;
+			verdict = TX_FORWARD;
 		}
 		if (is_hinted(hint, &p) && !is_pure_syn(tcp_flags(p.tcp)))
 			return leased(hint->index, p.now) ?

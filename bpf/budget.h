@@ -19,14 +19,16 @@
 /* Of the hash; made up when the program is loaded. */
 const volatile __u32 seed = 0;
 
-static __always_inline bool bucket_take(struct bucket *bucket, __u64 now,
-					__u32 rate, __u32 burst)
+__noinline int bucket_take(struct bucket *bucket, __u64 now, __u32 rate,
+			   __u32 burst)
 {
-	__u64 last = bucket->refilled;
-	__u64 elapsed = (now - last) * jiffy;
-	__u64 earned;
+	__u64 last, elapsed, earned;
 
+	if (!bucket)
+		return 0;
+	last = bucket->refilled;
 	if (now > last) {
+		elapsed = (now - last) * jiffy;
 		if (elapsed > SECOND || now - last > SECOND / jiffy)
 			elapsed = SECOND;
 		earned = elapsed * rate / SECOND;
@@ -39,9 +41,9 @@ static __always_inline bool bucket_take(struct bucket *bucket, __u64 now,
 		}
 	}
 	if (bucket->tokens <= 0)
-		return false;
+		return 0;
 	__sync_fetch_and_add(&bucket->tokens, -1);
-	return true;
+	return 1;
 }
 
 static __always_inline struct source *source_of(const struct addr *addr)
@@ -67,14 +69,16 @@ static __always_inline void source_known(const struct addr *addr, __u64 now)
 }
 
 /* TX_NEW, or why the SYN is dropped. */
-static __always_inline enum verdict syn_budget(const struct addr *addr,
-					       __u64 now)
+__noinline int syn_budget(const struct addr *addr, __u64 now)
 {
 	__u32 index = BUCKET_SYN;
-	struct source *source = source_of(addr);
 	struct bucket *total = bpf_map_lookup_elem(&buckets, &index);
+	struct source *source;
 
-	if (!source || !total)
+	if (!addr || !total)
+		return DROP_RACE;
+	source = source_of(addr);
+	if (!source)
 		return DROP_RACE;
 	if (syn_source_rate && !bucket_take(&source->bucket, now,
 					    syn_source_rate, syn_source_rate))

@@ -2,13 +2,15 @@
 /*
  * Packets before and after the balancer, each pair with its verdict.
  *
- * Two tracing programs: packet_in at the entry of the XDP program, packet_out
- * at the exit of finish(), which every packet passes last. They are attached to
- * the running program while somebody captures; without them not an instruction
- * of theirs is in a packet's way. A packet is copied when it comes, for only
- * its end tells whether it is wanted.
+ * Three tracing programs: packet_in at the entry of the XDP program, packet_out
+ * at the exit of finish(), which knows the verdict, and packet_end at the exit of
+ * the XDP program, for the packets that leave it without finish(). They are
+ * attached to the running program while somebody captures; without them not an
+ * instruction of theirs is in a packet's way. A packet is copied when it comes,
+ * for only its end tells whether it is wanted.
  */
 #include <stdbool.h>
+#include <stddef.h>
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
@@ -41,6 +43,9 @@ const volatile __u32 snaplen_out = SNAPLEN_MAX;
 
 /* By enum verdict: whether such packets are wanted. */
 const volatile bool wanted[VERDICTS_MAX] = {};
+
+/* The enum verdict of a packet that leaves without finish(). */
+const volatile __u32 unfinished = 0;
 
 /*
  * Only packets from or to these addresses, before or after they were rewritten;
@@ -265,26 +270,35 @@ int BPF_PROG(packet_in, struct xdp_buff *xdp)
 	return 0;
 }
 
-SEC("fexit/finish")
-int BPF_PROG(packet_out, struct xdp_buff *xdp, __u32 verdict, int action)
+/* The packet at hand, which is none from now on; NULL when it is another one. */
+static __always_inline struct scratch *take(struct xdp_buff *xdp)
+{
+	__u32 zero = 0;
+	struct scratch *s = bpf_map_lookup_elem(&scratches, &zero);
+
+	/* It came before packet_in was attached, or was taken before. */
+	if (!s || s->packet != (__u64)xdp)
+		return NULL;
+	s->packet = 0;
+	return s;
+}
+
+/* Puts it into the ring if it is wanted. */
+static __always_inline void give(struct scratch *s, struct xdp_buff *xdp,
+				 __u32 verdict, int action)
 {
 	bool sent = action == XDP_TX || action == XDP_REDIRECT;
 	__u32 zero = 0, in, out = 0;
-	struct scratch *s = bpf_map_lookup_elem(&scratches, &zero);
 	struct tally *c = bpf_map_lookup_elem(&tallies, &zero);
 
-	/* It came before packet_in was attached. */
-	if (!s || !c || s->packet != (__u64)xdp)
-		return 0;
-	s->packet = 0;
-	if (!wanted[verdict & (VERDICTS_MAX - 1)])
-		return 0;
+	if (!c || !wanted[verdict & (VERDICTS_MAX - 1)])
+		return;
 	if (!s->matches && !(sent && match(xdp)))
-		return 0;
+		return;
 	c->accepted++;
 	in = s->event.in.captured;
 	if (in > SNAPLEN_MAX)
-		return 0;
+		return;
 	if (sent)
 		out = copy(s->data + in, snaplen_out, xdp);
 	s->event.left = bpf_ktime_get_ns();
@@ -295,6 +309,26 @@ int BPF_PROG(packet_out, struct xdp_buff *xdp, __u32 verdict, int action)
 	if (bpf_ringbuf_output(&events, &s->event, sizeof(s->event) + in + out,
 			       0))
 		c->lost++;
+}
+
+SEC("fexit/finish")
+int BPF_PROG(packet_out, struct xdp_buff *xdp, __u32 verdict, int action)
+{
+	struct scratch *s = take(xdp);
+
+	if (s)
+		give(s, xdp, verdict, action);
+	return 0;
+}
+
+/* After a tail call, too: what was called returns to here. */
+SEC("fexit/balancer")
+int BPF_PROG(packet_end, struct xdp_buff *xdp, int action)
+{
+	struct scratch *s = take(xdp);
+
+	if (s)
+		give(s, xdp, unfinished, action);
 	return 0;
 }
 

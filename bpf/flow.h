@@ -19,6 +19,11 @@ struct packet {
 	struct flow_key key;
 	__u32 len; /* IP header and payload */
 	struct l2 l2;
+	/*
+	 * It had a flow, which is gone: a new one begins. In 64 bits the verifier
+	 * knows whether.
+	 */
+	__u64 fresh;
 };
 
 static __always_inline __u32 payload_len(const struct packet *p)
@@ -185,7 +190,7 @@ static __noinline void flow_track_client(struct flow *forward,
 }
 
 /* Count how long the backend took to accept. */
-static __noinline int count_connect_time(__u32 backend, __u32 ticket)
+__noinline int count_connect_time(__u32 backend, __u32 ticket)
 {
 	struct handshake *syn = handshake_at(ticket);
 	struct connect_time *times =

@@ -73,16 +73,20 @@ static __always_inline void half_init(struct flow *half,
  * Reserve a port: 0, or the error of the last insertion. Errors of map helpers
  * are kept as int: before kernel 6.4 the upper half of the register is garbage.
  */
-static __noinline int reserve_port(struct scratch *s,
-				   const struct service *service,
-				   const struct backend *backend)
+__noinline int reserve_port(struct scratch *s, const struct service *service,
+			    const struct backend *backend)
 {
-	const struct opening *o = &s->opening;
-	struct flow *forward = &s->forward;
-	struct flow *reverse = &s->reverse;
-	struct flow_key *key = &s->key;
+	const struct opening *o;
+	struct flow *forward, *reverse;
+	struct flow_key *key;
 	int err = -1;
 
+	if (!s || !service || !backend)
+		return -1;
+	o = &s->opening;
+	forward = &s->forward;
+	reverse = &s->reverse;
+	key = &s->key;
 	key->saddr = backend->addr;
 	key->sport = backend->port;
 	half_init(reverse, o, forward->backend);
@@ -131,14 +135,17 @@ static __always_inline enum verdict nobody(const struct service *service,
  * the forward half, the slot has its bit in excluded and the verdict is TX_NEW;
  * otherwise the verdict says why not, and nothing is left behind.
  */
-static __noinline enum verdict nat_open(struct scratch *s,
-					const struct service *service)
+__noinline int nat_open(struct scratch *s, const struct service *service)
 {
-	struct opening *o = &s->opening;
-	struct flow *forward = &s->forward;
 	enum verdict verdict = TX_RST_NO_BACKEND;
+	struct flow *forward;
+	struct opening *o;
 	int err;
 
+	if (!s || !service)
+		return DROP_RACE;
+	o = &s->opening;
+	forward = &s->forward;
 	half_init(forward, o, 0);
 	forward->flags = FLOW_FORWARD;
 	forward->ticket = o->ticket;

@@ -25,20 +25,23 @@ static __always_inline struct service *service_at(const struct addr *addr,
 }
 
 /*
- * Take the flow from its backend and give it to another that has not had it.
+ * Take the flow of s->opening.key from its backend and give it to another that has not had it.
  * s->forward is a copy of the new forward half if TX_NEW; the flow is as it was
  * if TX_FORWARD: there is nobody else.
  */
-static __noinline enum verdict reopen(struct scratch *s,
-				      const struct flow_key *key, __u64 now,
-				      struct handshake *syn,
-				      struct flow *forward)
+__noinline int reopen(struct scratch *s, __u64 now, struct handshake *syn,
+		      struct flow *forward)
 {
-	struct service *service = service_at(&key->daddr, key->dport);
-	struct load *load = load_of(forward->backend);
+	struct service *service;
 	enum verdict verdict;
 	struct opening *o;
+	struct load *load;
 
+	if (!s || !syn || !forward)
+		return DROP_RACE;
+	o = &s->opening;
+	service = service_at(&o->key.daddr, o->key.dport);
+	load = load_of(forward->backend);
 	if (!load)
 		return DROP_RACE;
 	if (!service || !others_take_flows(service->id, syn->tried))
@@ -47,15 +50,13 @@ static __noinline enum verdict reopen(struct scratch *s,
 		return DROP_RACE;
 	__sync_fetch_and_add(
 		&load->redispatched[forward->backend % MAX_BACKENDS], 1);
-	o = &s->opening;
-	o->key = *key;
 	o->now = now;
 	o->excluded = syn->tried;
 	o->ticket = forward->ticket;
 	o->vip = forward->vip;
 	o->bytes = sizeof(ip_header) + sizeof(struct tcphdr) + syn->options_len;
 	mac_copy(o->client_mac, forward->client_mac);
-	flow_remove(forward, key);
+	flow_remove(forward, &o->key);
 	verdict = nat_open(s, service);
 	if (verdict == TX_NEW) {
 		syn->ticket = o->ticket;
@@ -74,15 +75,17 @@ static __noinline enum verdict redispatch_refused(struct xdp_md *ctx,
 						  const struct packet *p,
 						  const struct flow *reverse)
 {
-	struct flow_key key = flow_peer_key(reverse);
-	struct flow *half = bpf_map_lookup_elem(&flows, &key);
 	struct scratch *s = scratch();
-	struct l2 l2 = p->l2;
 	struct handshake *syn;
 	enum verdict verdict;
+	struct flow *half;
 
+	if (!s)
+		return TX_REVERSE;
+	s->opening.key = flow_peer_key(reverse);
+	half = bpf_map_lookup_elem(&flows, &s->opening.key);
 	/* After a FIN the flow has no ticket any more, but a number like one. */
-	if (!s || !half ||
+	if (!half ||
 	    half->flags & (FLOW_SYN_ACK | FLOW_FIN_CLIENT | FLOW_CLOSED))
 		return TX_REVERSE;
 	syn = handshake_of(half);
@@ -91,14 +94,15 @@ static __noinline enum verdict redispatch_refused(struct xdp_md *ctx,
 	    bpf_ntohl(p->tcp->ack_seq) != bpf_ntohl(syn->seq) + 1)
 		return TX_REVERSE;
 	suspect_backend(half->backend, p->now);
-	verdict = reopen(s, &key, p->now, syn, half);
+	verdict = reopen(s, p->now, syn, half);
 	if (verdict == TX_FORWARD)
 		return TX_REVERSE;
 	/* The client sends its SYN again, and it is told then what is wrong. */
 	if (verdict != TX_NEW)
 		return DROP_RACE;
-	return write_syn(ctx, &l2, &s->forward, syn) ? TX_REDISPATCH_REFUSED :
-						       DROP_REPLY;
+	return write_syn(ctx, &p->l2, &s->forward, syn) ?
+		       TX_REDISPATCH_REFUSED :
+		       DROP_REPLY;
 }
 
 #endif

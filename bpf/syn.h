@@ -28,26 +28,28 @@
 #endif
 
 /* The flow that had the place goes, if it is still half-open. */
-static __noinline void evict(const struct handshake *old)
+__noinline int evict(const struct handshake *old)
 {
-	struct flow_key key = old->key;
 	struct flow *forward;
+	struct flow_key key;
 	struct load *load;
 
-	if (!old->ticket)
-		return; /* complete, or over */
+	if (!old || !old->ticket)
+		return 0; /* complete, or over */
+	key = old->key;
 	forward = bpf_map_lookup_elem(&flows, &key);
 	if (!forward || forward->ticket != old->ticket ||
 	    (forward->flags & (FLOW_FORWARD | FLOW_ESTABLISHED |
 			       FLOW_FIN_CLIENT | FLOW_CLOSED)) != FLOW_FORWARD)
-		return;
+		return 0;
 	if (!flow_take(forward))
-		return;
+		return 0;
 	load = load_of(forward->backend);
 	if (load)
 		__sync_fetch_and_add(
 			&load->evicted[forward->backend % MAX_BACKENDS], 1);
 	flow_remove(forward, &key);
+	return 0;
 }
 
 static __noinline struct handshake *take_ticket(void)
@@ -76,12 +78,16 @@ static __noinline struct handshake *take_ticket(void)
  */
 static __always_inline bool names_client(const __u8 *options)
 {
-	bool found = false;
+	__u32 found = 0;
 
-	for (int i = 0; i < MAX_TCP_OPTIONS - 3; i++)
-		found |= options[i] == OPTION_EXPERIMENT &&
-			 options[i + 2] == EXPERIMENT_ID >> 8 &&
-			 options[i + 3] == (EXPERIMENT_ID & 0xff);
+	/* Reckoned, not asked for: see scheduler.h. */
+	for (int i = 0; i < MAX_TCP_OPTIONS - 3; i++) {
+		__u32 other = (options[i] ^ OPTION_EXPERIMENT) |
+			      (options[i + 2] ^ EXPERIMENT_ID >> 8) |
+			      (options[i + 3] ^ (EXPERIMENT_ID & 0xff));
+
+		found |= (other - 1) >> 31;
+	}
 	return found;
 }
 
@@ -169,21 +175,26 @@ static __always_inline bool resize_front(struct xdp_md *ctx,
 }
 
 /* False when it could not be done: the packet is lost then. */
-static __noinline bool write_syn(struct xdp_md *ctx, const struct l2 *l2,
-				 const struct flow *half,
-				 const struct handshake *syn)
+__noinline int write_syn(struct xdp_md *ctx, const struct l2 *l2,
+			 const struct flow *half, const struct handshake *syn)
 {
-	const struct flow_key *key = &half->rewritten;
-	__u32 options_len = syn->options_len;
-	__u32 len = sizeof(struct tcphdr) + options_len;
-	__u32 index = half->backend;
-	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
-	const __u32 *from = (void *)syn->options;
+	const struct flow_key *key;
+	struct backend *backend;
+	__u32 options_len, len, index;
+	const __u32 *from;
 	struct headers h;
 	__u32 *to;
 	__u64 sum;
 	void *end;
 
+	if (!l2 || !half || !syn)
+		return false;
+	key = &half->rewritten;
+	from = (void *)syn->options;
+	options_len = syn->options_len;
+	len = sizeof(struct tcphdr) + options_len;
+	index = half->backend;
+	backend = bpf_map_lookup_elem(&backends, &index);
 	if (!backend || !resize_front(ctx, l2, l2->len + sizeof(*h.ip) + len) ||
 	    !find_headers(ctx, l2->len, &h))
 		return false;

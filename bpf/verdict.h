@@ -2,9 +2,10 @@
 /*
  * verdict.h: packet in, reason out.
  *
- * Each packet leaves the program through finish() with one verdict, which
- * counts it and yields the XDP action. The tools take the names from the BTF
- * of this enum, in lower case: the first word is the action.
+ * Each packet has one verdict, which counts it and yields the XDP action; all
+ * but strangers, see pass_stranger(), leave through finish(). The tools take
+ * the names from the BTF of this enum, in lower case: the first word is the
+ * action.
  */
 #ifndef PGSTEER_VERDICT_H
 #define PGSTEER_VERDICT_H

@@ -25,7 +25,7 @@ var ErrRefused = errors.New("this kernel refuses tracing programs even to root: 
 const (
 	linkPin     = "link"     // the pinned link of the XDP program
 	tailPin     = "programs" // the pinned array of the programs that it calls
-	exitFunc    = "finish"   // what every packet passes last
+	exitFunc    = "finish"   // what tells the verdict of a packet that leaves
 	verdictEnum = "verdict"  // the enum of what finish is told
 )
 
@@ -146,19 +146,19 @@ type attachment struct {
 // target: what a tracing program is attached to is fixed when it is loaded. All
 // exits come before the entry and stay until after it: a packet that was noted
 // at the entry and not crossed out at its exit would be taken for another one.
-func attach(t target, cfg *Config, w verdicts, maps *probeMaps) (*attachment, error) {
+func attach(t target, cfg *Config, names, wanted verdicts, maps *probeMaps) (*attachment, error) {
 	a := &attachment{target: t}
 	for i, id := range slices.Backward(t.programs) {
-		if err := a.add(id, i == 0, cfg, w, maps); err != nil {
+		if err := a.add(id, i == 0, cfg, names, wanted, maps); err != nil {
 			return nil, errors.Join(err, a.close())
 		}
 	}
 	return a, nil
 }
 
-// add attaches to one program. Only the first one has an entry: a tail call
-// jumps past it.
-func (a *attachment) add(id ebpf.ProgramID, first bool, cfg *Config, w verdicts, maps *probeMaps) error {
+// add attaches to one program. Only the first one has an entry, which a tail
+// call jumps past, and an end: what it calls returns to there.
+func (a *attachment) add(id ebpf.ProgramID, first bool, cfg *Config, names, wanted verdicts, maps *probeMaps) error {
 	program, err := ebpf.NewProgramFromID(id)
 	if err != nil {
 		return fmt.Errorf("opening XDP program %d: %w", id, err)
@@ -168,11 +168,12 @@ func (a *attachment) add(id ebpf.ProgramID, first bool, cfg *Config, w verdicts,
 	if err != nil {
 		return err
 	}
-	if err := cfg.setKnobs(spec, w); err != nil {
+	if err := cfg.setKnobs(spec, names, wanted); err != nil {
 		return err
 	}
 	if !first {
 		delete(spec.Programs, probeProgPacketIn)
+		delete(spec.Programs, probeProgPacketEnd)
 	}
 	for _, p := range spec.Programs {
 		p.AttachTarget = program
@@ -188,7 +189,7 @@ func (a *attachment) add(id ebpf.ProgramID, first bool, cfg *Config, w verdicts,
 		return explainLoad(err)
 	}
 	defer loaded.Close() // the links hold what they need
-	for _, name := range []string{probeProgPacketOut, probeProgPacketIn} {
+	for _, name := range []string{probeProgPacketOut, probeProgPacketEnd, probeProgPacketIn} {
 		p := loaded.Programs[name]
 		if p == nil {
 			continue

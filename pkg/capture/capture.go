@@ -113,7 +113,7 @@ func (c *Capture) attach(target target) error {
 	if c.wanted, err = c.cfg.pick(names); err != nil {
 		return err
 	}
-	a, err := attach(target, &c.cfg, c.wanted, &c.maps)
+	a, err := attach(target, &c.cfg, names, c.wanted, &c.maps)
 	if err != nil {
 		return err
 	}

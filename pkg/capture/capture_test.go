@@ -61,6 +61,11 @@ func (f *fixture) converse() [][]byte {
 	other := fromClient(syn)
 	other.dst = netip.AddrPortFrom(vip.Addr(), 22)
 	send(other)
+	// Both are of no VIP; the second one's address has the last byte of one.
+	for _, addr := range []string{"192.168.1.77", "192.168.2.100"} {
+		other.dst = netip.AddrPortFrom(netip.MustParseAddr(addr), vip.Port())
+		send(other)
+	}
 	return frames
 }
 
@@ -76,6 +81,8 @@ var conversation = []struct {
 	{"tx_rst_client", xdpTX, 54},
 	{"drop_ttl", xdpDrop, 0},
 	{"pass_port", xdpPass, 0},
+	{"pass_not_vip", xdpPass, 0},
+	{"pass_not_vip", xdpPass, 0},
 }
 
 func TestCapture(t *testing.T) {
@@ -144,6 +151,8 @@ func TestFilters(t *testing.T) {
 		{"what a packet socket does not see", Config{}, []string{"tx_new", "tx_reverse", "tx_forward", "tx_rst_client", "drop_ttl"}},
 		{"patterns", Config{Verdicts: []string{"drop_*", "tx_re*"}}, []string{"tx_reverse", "drop_ttl"}},
 		{"passed", Config{Verdicts: []string{"pass_port"}}, []string{"pass_port"}},
+		{"for no VIP", Config{Verdicts: []string{"pass_not_vip"}}, []string{"pass_not_vip", "pass_not_vip"}},
+		{"of no VIP", Config{All: true, Host: netip.MustParsePrefix("192.168.1.77/32")}, []string{"pass_not_vip"}},
 		{"only what was sent", Config{All: true, Side: Out}, []string{"tx_new", "tx_reverse", "tx_forward", "tx_rst_client"}},
 		// The client is in the answer only after it was rewritten.
 		{"host of one side", Config{Host: netip.PrefixFrom(client.Addr(), 32)}, []string{"tx_new", "tx_reverse", "tx_forward", "tx_rst_client", "drop_ttl"}},
@@ -151,7 +160,7 @@ func TestFilters(t *testing.T) {
 		{"host of the other side", Config{Host: netip.PrefixFrom(pooler.Addr(), 32)}, []string{"tx_new", "tx_reverse", "tx_forward"}},
 		{"prefix", Config{Host: netip.MustParsePrefix("192.168.1.4/31")}, []string{"tx_new", "tx_reverse", "tx_forward"}},
 		{"prefix without anybody", Config{Host: netip.MustParsePrefix("192.168.1.6/31")}, nil},
-		{"all of IPv4", Config{All: true, Host: netip.MustParsePrefix("0.0.0.0/0")}, []string{"tx_new", "tx_reverse", "tx_forward", "tx_rst_client", "drop_ttl", "pass_port"}},
+		{"all of IPv4", Config{All: true, Host: netip.MustParsePrefix("0.0.0.0/0")}, []string{"tx_new", "tx_reverse", "tx_forward", "tx_rst_client", "drop_ttl", "pass_port", "pass_not_vip", "pass_not_vip"}},
 		{"nothing of IPv6", Config{Host: netip.MustParsePrefix("fd00::/8")}, nil},
 		{"port", Config{Port: 40001}, []string{"tx_rst_client"}},
 		{"port after the rewrite", Config{Port: 6432}, []string{"tx_new", "tx_reverse", "tx_forward"}},
@@ -190,10 +199,13 @@ func TestIPv6(t *testing.T) {
 	all, ofAll := f.keep(Config{})
 	some, ofSome := f.keep(Config{Host: netip.MustParsePrefix("fd00::50/127"), Port: 40000})
 	none, ofNone := f.keep(Config{Host: netip.MustParsePrefix("fd00::52/127")})
+	early, ofEarly := f.keep(Config{Verdicts: []string{"pass_*"}})
 	frame := frame6(client6, vip6)
 	f.send(frame)
-	for _, r := range []*running{all, some, none} {
-		r.seen(1)
+	stranger := frame6(client6, netip.MustParseAddrPort("[fd00::77]:5432"))
+	f.send(stranger)
+	for _, r := range []*running{all, some, none, early} {
+		r.seen(2)
 		r.stop()
 	}
 	for _, k := range []*kept{ofAll, ofSome} {
@@ -204,6 +216,9 @@ func TestIPv6(t *testing.T) {
 		if out := got[0].Out.Data; len(out) != 74 || out[67]&0x04 == 0 || !bytes.Equal(out[22:38], frame[38:54]) {
 			t.Errorf("the reset left as %x", out)
 		}
+	}
+	if got := ofEarly.all(); len(got) != 1 || got[0].Verdict != "pass_not_vip" || got[0].Action != xdpPass || !bytes.Equal(got[0].In.Data, stranger) || got[0].Out.Len != 0 {
+		t.Errorf("captured %+v of what is for no VIP", got)
 	}
 	if got := ofNone.all(); len(got) != 0 {
 		t.Errorf("captured %+v for another host", got)

@@ -157,8 +157,27 @@ func (c *Config) pick(names verdicts) (verdicts, error) {
 	return w, nil
 }
 
-// setKnobs gives the filter to the programs of the capture.
-func (c *Config) setKnobs(spec *ebpf.CollectionSpec, w verdicts) error {
+// unfinished is the verdict of packets that leave the program early, not
+// through its function finish, which tells the others.
+const unfinished = "pass_not_vip"
+
+// number is the program's number of the verdict with that name.
+func (v verdicts) number(name string) (uint32, error) {
+	for number, n := range v {
+		if n == name {
+			return number, nil
+		}
+	}
+	return 0, fmt.Errorf("the XDP program cannot be watched: it has no verdict %s", name)
+}
+
+// setKnobs gives the filter to the programs of the capture. Of all verdicts,
+// names, those in wanted are.
+func (c *Config) setKnobs(spec *ebpf.CollectionSpec, names, wanted verdicts) error {
+	early, err := names.number(unfinished)
+	if err != nil {
+		return err
+	}
 	in, out := uint32(c.SnapLen), uint32(c.SnapLen)
 	switch c.Side {
 	case In:
@@ -167,7 +186,7 @@ func (c *Config) setKnobs(spec *ebpf.CollectionSpec, w verdicts) error {
 		in = 0
 	}
 	var flags [verdictsMax]bool
-	for verdict := range w {
+	for verdict := range wanted {
 		flags[verdict] = true
 	}
 	host, mask := c.hostMask()
@@ -178,6 +197,7 @@ func (c *Config) setKnobs(spec *ebpf.CollectionSpec, w verdicts) error {
 		{probeVarSnaplenIn, in},
 		{probeVarSnaplenOut, out},
 		{probeVarWanted, flags},
+		{probeVarUnfinished, early},
 		{probeVarHost, host},
 		{probeVarHostMask, mask},
 		{probeVarPort, binary.NativeEndian.Uint16([]byte{byte(c.Port >> 8), byte(c.Port)})},

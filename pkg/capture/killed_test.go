@@ -17,14 +17,17 @@ import (
 // childPins has the pin path in the environment of TestKilled's child.
 const childPins = "PGSTEER_CAPTURE_TEST_PINS"
 
+// tracing is how many programs of a capture are on a program that calls none.
+const tracing = 3
+
 // A capture that is killed leaves nothing on the program.
 func TestKilled(t *testing.T) {
 	f := newFixture(t)
 	f.balance()
 	c := f.open(Config{})
 	program := c.Program()
-	if n := f.tracers(program); n != 2 {
-		t.Errorf("%d links on the program while a capture is open, want 2", n)
+	if n := f.tracers(program); n != tracing {
+		t.Errorf("%d links on the program while a capture is open, want %d", n, tracing)
 	}
 	f.must(c.Close())
 	f.until("a closed capture is gone", func() bool { return f.tracers(program) == 0 })
@@ -35,8 +38,8 @@ func TestKilled(t *testing.T) {
 	f.must(err)
 	f.must(child.Start())
 	line, err := bufio.NewReader(stdout).ReadString('\n')
-	if n := f.tracers(program); n != 2 || err != nil || !strings.HasPrefix(line, "capturing") {
-		t.Errorf("%d links on the program, want 2; the child says %q, %v", n, line, err)
+	if n := f.tracers(program); n != tracing || err != nil || !strings.HasPrefix(line, "capturing") {
+		t.Errorf("%d links on the program, want %d; the child says %q, %v", n, tracing, line, err)
 	}
 	f.must(child.Process.Kill())
 	_ = child.Wait() // tells that it was killed

@@ -43,6 +43,7 @@ const (
 	probeMapEvents     = "events"
 	probeMapScratches  = "scratches"
 	probeMapTallies    = "tallies"
+	probeProgPacketEnd = "packet_end"
 	probeProgPacketIn  = "packet_in"
 	probeProgPacketOut = "packet_out"
 	probeVarHost       = "host"
@@ -50,6 +51,7 @@ const (
 	probeVarPort       = "port"
 	probeVarSnaplenIn  = "snaplen_in"
 	probeVarSnaplenOut = "snaplen_out"
+	probeVarUnfinished = "unfinished"
 	probeVarWanted     = "wanted"
 )
 
@@ -95,6 +97,7 @@ type probeSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type probeProgramSpecs struct {
+	PacketEnd *ebpf.ProgramSpec `ebpf:"packet_end"`
 	PacketIn  *ebpf.ProgramSpec `ebpf:"packet_in"`
 	PacketOut *ebpf.ProgramSpec `ebpf:"packet_out"`
 }
@@ -117,6 +120,7 @@ type probeVariableSpecs struct {
 	Port       *ebpf.VariableSpec `ebpf:"port"`
 	SnaplenIn  *ebpf.VariableSpec `ebpf:"snaplen_in"`
 	SnaplenOut *ebpf.VariableSpec `ebpf:"snaplen_out"`
+	Unfinished *ebpf.VariableSpec `ebpf:"unfinished"`
 	Wanted     *ebpf.VariableSpec `ebpf:"wanted"`
 }
 
@@ -162,6 +166,7 @@ type probeVariables struct {
 	Port       *ebpf.Variable `ebpf:"port"`
 	SnaplenIn  *ebpf.Variable `ebpf:"snaplen_in"`
 	SnaplenOut *ebpf.Variable `ebpf:"snaplen_out"`
+	Unfinished *ebpf.Variable `ebpf:"unfinished"`
 	Wanted     *ebpf.Variable `ebpf:"wanted"`
 }
 
@@ -169,12 +174,14 @@ type probeVariables struct {
 //
 // It can be passed to loadProbeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type probePrograms struct {
+	PacketEnd *ebpf.Program `ebpf:"packet_end"`
 	PacketIn  *ebpf.Program `ebpf:"packet_in"`
 	PacketOut *ebpf.Program `ebpf:"packet_out"`
 }
 
 func (p *probePrograms) Close() error {
 	return _ProbeClose(
+		p.PacketEnd,
 		p.PacketIn,
 		p.PacketOut,
 	)

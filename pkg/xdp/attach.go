@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -19,9 +21,6 @@ const (
 	ModeNative  = "native"
 	ModeGeneric = "generic"
 )
-
-// ErrForeignProgram means that somebody else's XDP program is on the interface.
-var ErrForeignProgram = errors.New("another XDP program is attached")
 
 // pinnedLink opens the link of an earlier life: nil when there is none or its
 // interface is gone. program is the id of the program that it holds.
@@ -43,40 +42,14 @@ func pinnedLink(pinPath string) (l link.Link, ifindex uint32, program ebpf.Progr
 	return l, info.XDP().Ifindex, info.Program, nil
 }
 
-// checkForeign refuses to share: replacing somebody's program would break them.
-func checkForeign(iface netlink.Link, pinPath string) error {
-	attached := iface.Attrs().Xdp
-	if attached == nil || !attached.Attached {
-		return nil
-	}
-	l, ifindex, program, err := pinnedLink(pinPath)
-	if err != nil {
-		return err
-	}
-	if l != nil {
-		defer l.Close()
-		if int(ifindex) == iface.Attrs().Index && uint32(program) == attached.ProgId {
-			return nil
-		}
-	}
-	return fmt.Errorf("%w on %s (program id %d) that is not pinned in %s: remove it first",
-		ErrForeignProgram, iface.Attrs().Name, attached.ProgId, pinPath)
-}
-
 // attach takes over the pinned link, exchanging the program under it without a
 // gap, or makes a new one. A link whose interface was deleted is dropped.
 func (b *Balancer) attach() error {
-	replace, err := b.pinNext()
-	if err != nil {
-		return err
+	if len(b.upgrade.copiers) > 0 {
+		if err := b.hold(holdAtLeast + holdFactor*b.upgrade.took); err != nil {
+			return err
+		}
 	}
-	if err := b.attachLink(); err != nil {
-		return err
-	}
-	return replace()
-}
-
-func (b *Balancer) attachLink() error {
 	l, ifindex, _, err := pinnedLink(b.cfg.PinPath)
 	if err != nil {
 		return err
@@ -114,9 +87,9 @@ func (b *Balancer) attachNew() (link.Link, error) {
 		if err == nil {
 			return l, nil
 		}
-		native = err
+		native = b.explainMTU(err)
 		if b.cfg.Mode == ModeNative {
-			return nil, fmt.Errorf("attaching to %s in native mode: %w", b.cfg.Interface, err)
+			return nil, fmt.Errorf("attaching to %s in native mode: %w", b.cfg.Interface, native)
 		}
 	}
 	opts.Flags = link.XDPGenericMode
@@ -129,6 +102,15 @@ func (b *Balancer) attachNew() (link.Link, error) {
 			"interface", b.cfg.Interface, "reason", native)
 	}
 	return l, nil
+}
+
+// explainMTU says what to do about a refusal that comes from the MTU.
+func (b *Balancer) explainMTU(err error) error {
+	mtu := b.iface.Attrs().MTU
+	if mtu <= maxMTU || b.frags {
+		return err
+	}
+	return fmt.Errorf("%w: its MTU is %d, and this kernel takes packets of more than a page in generic mode only (native: 5.18): lower it to %d", err, mtu, maxMTU)
 }
 
 func (b *Balancer) learnMode() error {
@@ -171,13 +153,13 @@ func Detach(pinPath string) error {
 			return fmt.Errorf("detaching: %w", err)
 		}
 	}
-	names, err := pinNames()
+	names, err := pinNames(pinPath)
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		if err := os.Remove(filepath.Join(pinPath, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("removing a pin: %w", err)
+		if err := removePin(filepath.Join(pinPath, name)); err != nil {
+			return err
 		}
 	}
 	if err := os.Remove(pinPath); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
@@ -186,21 +168,34 @@ func Detach(pinPath string) error {
 	return nil
 }
 
-// pinNames are the names of everything but the link that Open pins.
-func pinNames() ([]string, error) {
-	names := []string{balancerMapPrograms, balancerMapPrograms + nextSuffix}
-	for _, load := range []func() (*ebpf.CollectionSpec, error){loadBalancer, loadBalancer6} {
-		spec, err := load()
-		if err != nil {
-			return nil, err
-		}
+// pinNames are the names of everything but the link that Open pins, or that the
+// description says an earlier version has pinned. The description is last: it
+// is what the others are found by.
+func pinNames(dir string) ([]string, error) {
+	names := []string{balancerMapPrograms}
+	specs, err := bothSpecifications()
+	if err != nil {
+		return nil, err
+	}
+	for _, spec := range specs {
 		for name := range spec.Maps {
 			if pinned(name) {
 				names = append(names, name)
 			}
 		}
 	}
-	return names, nil
+	unfinished, err := newNames(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	was, err := readDescription(filepath.Join(dir, descriptionPin))
+	if err != nil {
+		return nil, err
+	}
+	if was != nil {
+		names = slices.AppendSeq(names, maps.Keys(was.Tables))
+	}
+	return append(append(names, unfinished...), descriptionPin), nil
 }
 
 // AttachPass attaches a program that lets everything through, in native mode,
@@ -211,15 +206,19 @@ func AttachPass(ifindex int) error {
 	if err != nil {
 		return err
 	}
-	prog, err := ebpf.NewProgram(spec.Programs[balancerProgPass])
-	if err != nil {
-		return fmt.Errorf("loading the pass program: %w", err)
-	}
-	defer prog.Close()
 	iface, err := netlink.LinkByIndex(ifindex)
 	if err != nil {
 		return fmt.Errorf("finding interface number %d: %w", ifindex, err)
 	}
+	pass := spec.Programs[balancerProgPass]
+	if _, can := needsFrags(iface.Attrs().MTU); can {
+		pass.Flags |= unix.BPF_F_XDP_HAS_FRAGS
+	}
+	prog, err := ebpf.NewProgram(pass)
+	if err != nil {
+		return fmt.Errorf("loading the pass program: %w", err)
+	}
+	defer prog.Close()
 	// By netlink and not by a link, whose life would end with this process.
 	if err := netlink.LinkSetXdpFdWithFlags(iface, prog.FD(), unix.XDP_FLAGS_DRV_MODE); err != nil {
 		return fmt.Errorf("attaching the pass program to %s: %w", iface.Attrs().Name, err)

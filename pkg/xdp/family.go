@@ -17,7 +17,7 @@ type familyTables interface {
 	vips() (map[netip.Addr]vipRow, error)
 	putVIP(netip.Addr, vipRow) error
 	deleteVIP(netip.Addr) error
-	setFilter(last byte, on bool) error
+	setHints() error
 	lease(index uint32) (uint64, error)
 	setLease(index uint32, until uint64) error
 
@@ -30,12 +30,14 @@ type familyTables interface {
 	putBackend(index uint32, row backendHead) error
 
 	eachHalf(fn func(*half) bool) error
+	eachFlow(match func(*half) bool, fn func(forward, reverse *half) bool) error
 	sweep(judge, func(*half)) (reaped int, err error)
 	forward(from, to netip.AddrPort) (half, bool)
 	reverse(*half) (half, bool)
 	reap([]half) (int, error)
 	capacity() int
-	maps() []*ebpf.Map
+	copier(old *ebpf.Map, from, to tableDescription, adder *adder) (flowCopier, error)
+	Close() error
 }
 
 // serviceHead is a serviceRow without its family.
@@ -93,10 +95,10 @@ type judge func(flags balancerFlowFlag, backend uint16, seen uint32) (f fate, no
 
 // family implements familyTables. The daemon has all of it, a Reader no program.
 type family[A address] struct {
-	vipMap, leases, filter, serviceMap, backendMap, backendIDs, flows, allowed *ebpf.Map
+	vipMap, leases, hints, serviceMap, backendMap, backendIDs, flows, allowed *ebpf.Map
 
 	reapProg *ebpf.Program
-	batch    flowBatch[A]
+	scan     *flowScan[A]
 }
 
 // familyMaps names the maps of a family; those of IPv6 end in 6.
@@ -108,7 +110,7 @@ func (f *family[A]) byName() map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
 		"vips" + suffix:        &f.vipMap,
 		"leases" + suffix:      &f.leases,
-		"vip_filter" + suffix:  &f.filter,
+		"vip_hints" + suffix:   &f.hints,
 		"services" + suffix:    &f.serviceMap,
 		"backends" + suffix:    &f.backendMap,
 		"backend_ids" + suffix: &f.backendIDs,
@@ -117,12 +119,12 @@ func (f *family[A]) byName() map[string]**ebpf.Map {
 	}
 }
 
-func (f *family[A]) maps() []*ebpf.Map {
-	var all []*ebpf.Map
-	for _, m := range f.byName() {
-		all = append(all, *m)
+// Close lets go of what Close of the tables does not know.
+func (f *family[A]) Close() error {
+	if f.scan == nil {
+		return nil
 	}
-	return all
+	return f.scan.Close()
 }
 
 func (f *family[A]) capacity() int { return int(f.flows.MaxEntries()) }
@@ -155,13 +157,35 @@ func (f *family[A]) deleteVIP(addr netip.Addr) error {
 	return nil
 }
 
-func (f *family[A]) setFilter(last byte, on bool) error {
-	var value uint32
-	if on {
-		value = 1
+// setHints has the hints say what the tables of virtual addresses and services
+// do. An address that is not hinted at is a stranger's: it has to be called
+// after one is added and before one is removed for good.
+func (f *family[A]) setHints() error {
+	vips, err := f.vips()
+	if err != nil {
+		return err
 	}
-	if err := f.filter.Put(uint32(last), value); err != nil {
-		return fmt.Errorf("setting the filter of virtual addresses: %w", err)
+	services, err := f.services()
+	if err != nil {
+		return err
+	}
+	var want [256]hintRow[A]
+	ports := make(map[netip.Addr][]uint16)
+	for addr := range services {
+		ports[addr.Addr()] = append(ports[addr.Addr()], addr.Port())
+	}
+	for addr, row := range vips {
+		hint := &want[lastByte(addr)]
+		if hint.Count++; hint.Count > 1 || len(ports[addr]) != 1 {
+			*hint = hintRow[A]{Count: hint.Count}
+			continue
+		}
+		hint.Index, hint.Addr, hint.Port = row.Index, toAddr[A](addr), toPort(ports[addr][0])
+	}
+	for last := range uint32(len(want)) {
+		if err := f.hints.Put(last, want[last]); err != nil {
+			return fmt.Errorf("writing a hint at virtual addresses: %w", err)
+		}
 	}
 	return nil
 }
@@ -307,21 +331,12 @@ func (f *family[A]) keyOf(from, to netip.AddrPort) flowKey[A] {
 	}
 }
 
-// eachHalf calls fn for every entry of the flow table until it returns false.
-// Entries that come or go meanwhile may be seen or missed.
-func (f *family[A]) eachHalf(fn func(*half) bool) error {
-	return f.batch.each(f.flows, func(key *flowKey[A], row *flowRow[A]) bool {
-		h := f.halfOf(key, row)
-		return fn(&h)
-	})
-}
-
 // sweep shows every entry to the judge, removes the flows that are over and
 // hands on those that are idle. It is eachHalf without turning a million
 // entries into addresses.
 func (f *family[A]) sweep(decide judge, ask func(*half)) (int, error) {
 	var requests []reapRequest[A]
-	err := f.batch.each(f.flows, func(key *flowKey[A], row *flowRow[A]) bool {
+	err := f.scan.each(func(key *flowKey[A], row *flowRow[A]) bool {
 		switch fate, notAfter := decide(balancerFlowFlag(row.Flags), row.Backend, row.Seen); fate {
 		case over:
 			requests = append(requests, reapRequest[A]{Key: *key, Seen: notAfter})
@@ -386,37 +401,6 @@ func (f *family[A]) run(requests []reapRequest[A]) (int, error) {
 		requests = requests[n:]
 	}
 	return reaped, nil
-}
-
-// flowBatch is a buffer for reading the flow table in strides. 4096 entries a
-// system call read 200,000 in 62 ms; one at a time takes ten times as long.
-type flowBatch[A address] struct {
-	keys []flowKey[A]
-	rows []flowRow[A]
-}
-
-const batchSize = 4096
-
-func (fb *flowBatch[A]) each(m *ebpf.Map, fn func(*flowKey[A], *flowRow[A]) bool) error {
-	if fb.keys == nil {
-		fb.keys = make([]flowKey[A], batchSize)
-		fb.rows = make([]flowRow[A], batchSize)
-	}
-	var cursor ebpf.MapBatchCursor
-	for {
-		n, err := m.BatchLookup(&cursor, fb.keys, fb.rows, nil)
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("reading the flow table: %w", err)
-		}
-		for i := range n {
-			if !fn(&fb.keys[i], &fb.rows[i]) {
-				return nil
-			}
-		}
-		if err != nil { // ErrKeyNotExist: the end
-			return nil
-		}
-	}
 }
 
 // index is a backend's place in the tables that are not by family.

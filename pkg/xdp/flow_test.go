@@ -1,7 +1,6 @@
 package xdp
 
 import (
-	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
@@ -253,80 +252,6 @@ func TestFullTableRefusesNewFlowsAndKeepsOld(t *testing.T) {
 	}
 	if n := f.entries(); n != 2*opened {
 		t.Errorf("%d flows, %d entries", opened, n)
-	}
-}
-
-// Random segments of a few flows against a model that counts what is open.
-func TestRandomTracesAgreeWithAModel(t *testing.T) {
-	f := newFixture(t)
-	type flow struct {
-		exists, open, finC, finB, answered bool
-		backend                            segment
-	}
-	rng := rand.New(rand.NewPCG(5, 6))
-	flows := make([]flow, 8)
-	for step := range 4000 {
-		n := rng.IntN(len(flows))
-		m := &flows[n]
-		s := fromClient(0)
-		s.src = clientNumber(n)
-		switch rng.IntN(6) {
-		case 0:
-			s.flags = syn
-			_, out, v := f.run(s.frame())
-			fresh := !m.exists || !m.open
-			if fresh != (v == "tx_new") {
-				t.Fatalf("step %d: SYN gave %s on %+v", step, v, *m)
-			}
-			switch {
-			case fresh:
-				*m = flow{exists: true, open: true, backend: decode(t, out)}
-			case v == "tx_redispatch_silent" && !m.answered:
-				m.backend, m.finC, m.finB = decode(t, out), false, false
-			case v != "tx_forward":
-				t.Fatalf("step %d: SYN gave %s on %+v", step, v, *m)
-			}
-		case 1, 2:
-			s.flags, s.seq = []uint8{ack, fin | ack, rst}[rng.IntN(3)], s.seq+1
-			_, _, v := f.run(s.frame())
-			if m.exists != (v == "tx_forward") {
-				t.Fatalf("step %d: client's %#x gave %s on %+v", step, s.flags, v, *m)
-			}
-			m.finC = m.finC || s.flags&fin != 0
-			m.open = m.open && s.flags&rst == 0
-		case 3, 4:
-			if !m.exists {
-				continue
-			}
-			flags := []uint8{ack, syn | ack, fin | ack, rst, rst | ack}[rng.IntN(5)]
-			reply := m.backend.answer(flags)
-			reply.seq = s.ack // what the client has acknowledged
-			_, out, v := f.run(reply.frame())
-			if v == "tx_redispatch_refused" && flags == rst|ack && m.open && !m.answered {
-				*m = flow{exists: true, open: true, backend: decode(t, out)}
-				break
-			}
-			if v != "tx_reverse" {
-				t.Fatalf("step %d: backend's %#x gave %s on %+v", step, flags, v, *m)
-			}
-			m.answered = m.answered || flags == syn|ack
-			m.finB = m.finB || flags&fin != 0
-			m.open = m.open && flags&rst == 0
-		case 5:
-			f.cfg.Timeouts = DefaultTimeouts
-			f.must(f.sweep()) // nothing is due
-		}
-		m.open = m.open && !(m.finC && m.finB)
-		var want int64
-		for _, m := range flows {
-			if m.exists && m.open {
-				want++
-			}
-		}
-		got := f.active()
-		if sum := got[0] + got[1] + got[2]; sum != want || slices.Min(got) < 0 {
-			t.Fatalf("step %d: active counts %v, model says %d", step, got, want)
-		}
 	}
 }
 

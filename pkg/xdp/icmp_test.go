@@ -215,18 +215,18 @@ func TestICMPVerdicts(t *testing.T) {
 			)
 		}
 		for _, r := range rows {
-			t.Run(r.name, func(t *testing.T) { f.on(t).wantVerdict(r.frame, r.verdict) })
+			t.Run(r.name, func(t *testing.T) { f.on(t).wantICMP(r.frame, r.verdict) })
 		}
 		f.must(f.RevokeLease(cast.vip.Addr()))
 		t.Run("without a lease", func(t *testing.T) {
-			f.on(t).wantVerdict(about(toClient, tooBig, same), "drop_fenced")
-			f.on(t).wantVerdict(about(toBackend, tooBig, same), "drop_fenced")
+			f.on(t).wantICMP(about(toClient, tooBig, same), "drop_fenced")
+			f.on(t).wantICMP(about(toBackend, tooBig, same), "drop_fenced")
 		})
 	})
 }
 
-// wantVerdict wants a frame unchanged unless it is sent.
-func (f *fixture) wantVerdict(frame []byte, want string) {
+// wantICMP wants a frame unchanged unless it is sent.
+func (f *fixture) wantICMP(frame []byte, want string) {
 	f.t.Helper()
 	action, out, verdict := f.run(frame)
 	if verdict != want {
@@ -269,13 +269,13 @@ func TestICMPErrorAboutASYNIsARefusal(t *testing.T) {
 			{aboutFrame(sent, unreachable, 8), "drop_icmp", 1},
 			{aboutFrame(sent, expired, 20), "drop_icmp", 2},
 		} {
-			f.wantVerdict(step.e.frame(), step.verdict)
+			f.wantICMP(step.e.frame(), step.verdict)
 			if n := refused(); n != step.refused {
 				t.Errorf("%d refusals, want %d, after %s", n, step.refused, step.e.kind.name)
 			}
 		}
 		f.mustSend(frameOf(synAck), "tx_reverse")
-		f.wantVerdict(aboutFrame(sent, unreachable, 20).frame(), "tx_icmp")
+		f.wantICMP(aboutFrame(sent, unreachable, 20).frame(), "tx_icmp")
 	})
 }
 

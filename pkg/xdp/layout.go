@@ -67,6 +67,14 @@ type vipRow struct {
 	Router   nameField
 }
 
+type hintRow[A address] struct {
+	Count uint32
+	Index uint32
+	Addr  A
+	Port  bePort
+	Pad   uint16
+}
+
 type serviceKey[A address] struct {
 	Addr  A
 	Port  bePort
@@ -143,6 +151,12 @@ type networkKey[A address] struct {
 
 type trafficRow struct {
 	PacketsIn, BytesIn, PacketsOut, BytesOut uint64
+}
+
+// tokenBucket is for the daemon to empty: tokens are earned from Refilled on.
+type tokenBucket struct {
+	Refilled uint64 // jiffies
+	Tokens   int64
 }
 
 type reapRequest[A address] struct {

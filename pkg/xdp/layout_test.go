@@ -11,19 +11,19 @@ import (
 
 // handshakeRow is a struct handshake, which only the program itself reads.
 type handshakeRow[A address] struct {
-	Key         flowKey[A]
-	Ticket      uint32
-	Tried       uint64
-	OpenedNs    uint64
-	Seq         uint32
-	Window      uint16
-	OptionsLen  uint8
-	TOS         uint8
-	TCPFlags    uint8
-	TellsClient uint8
-	Pad         [2]uint8
-	FlowLabel   uint32
-	Options     [40]byte
+	Key        flowKey[A]
+	Ticket     uint32
+	Tried      uint64
+	OpenedNs   uint64
+	Seq        uint32
+	Window     uint16
+	OptionsLen uint8
+	TOS        uint8
+	TCPFlags   uint8
+	Anew       uint8
+	Pad        [2]uint8
+	FlowLabel  uint32
+	Options    [40]byte
 }
 
 // The C structs and their mirrors have the same fields in the same places.
@@ -34,14 +34,14 @@ func TestLayouts(t *testing.T) {
 		rows map[string]any
 	}{
 		{"IPv4", loadBalancer, map[string]any{
-			"flow_key": flowKey[addr4]{}, "flow": flowRow[addr4]{}, "vip": vipRow{}, "service_key": serviceKey[addr4]{},
+			"flow_key": flowKey[addr4]{}, "flow": flowRow[addr4]{}, "vip": vipRow{}, "service_key": serviceKey[addr4]{}, "vip_hint": hintRow[addr4]{},
 			"service": serviceRow[addr4]{}, "slot": slotRow{}, "schedule": scheduleRow{}, "backend": backendRow[addr4]{},
 			"backend_key": backendKey[addr4]{}, "load": loadRow{}, "connect_time": connectTimeRow{}, "network": networkKey[addr4]{},
 			"traffic": trafficRow{}, "reap_request": reapRequest[addr4]{}, "clear_request": clearRequest{},
 			"clock_request": clockRequest{}, "handshake": handshakeRow[addr4]{},
 		}},
 		{"IPv6", loadBalancer6, map[string]any{
-			"flow_key": flowKey[addr6]{}, "flow": flowRow[addr6]{}, "vip": vipRow{}, "service_key": serviceKey[addr6]{},
+			"flow_key": flowKey[addr6]{}, "flow": flowRow[addr6]{}, "vip": vipRow{}, "service_key": serviceKey[addr6]{}, "vip_hint": hintRow[addr6]{},
 			"service": serviceRow[addr6]{}, "slot": slotRow{}, "schedule": scheduleRow{}, "backend": backendRow[addr6]{},
 			"backend_key": backendKey[addr6]{}, "load": loadRow{}, "connect_time": connectTimeRow{}, "network": networkKey[addr6]{},
 			"traffic": trafficRow{}, "reap_request": reapRequest[addr6]{}, "handshake": handshakeRow[addr6]{},

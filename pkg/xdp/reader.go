@@ -28,13 +28,23 @@ func (b *Balancer) Stats() (lb.DatapathStats, error) {
 		s.Audit = a.Audit
 		s.Audit.SweptAgo = int64(monotonic() - a.at)
 	} else {
-		s.Audit.Capacity = b.tables.four.capacity()
+		for _, f := range b.tables.families() {
+			s.Audit.Capacity += f.capacity()
+		}
+		s.Audit.Memory = b.tables.memory()
 	}
 	return s, nil
 }
 
 // Flows calls fn for every flow, in no order, until it returns false.
-func (b *Balancer) Flows(fn func(lb.Flow) bool) error { return b.tables.eachFlow(fn) }
+func (b *Balancer) Flows(fn func(lb.Flow) bool) error { return b.tables.eachFlow(nil, fn) }
+
+// FlowsWhere is Flows for those that match. match sees a flow as its client
+// does: PacketsOut and BytesOut are zero, and Idle is the time since the client
+// was heard. What it turns away costs no look at the other direction.
+func (b *Balancer) FlowsWhere(match, fn func(lb.Flow) bool) error {
+	return b.tables.eachFlow(match, fn)
+}
 
 // Reader reads pinned tables, with or without a daemon running. It changes
 // nothing.
@@ -44,9 +54,9 @@ type Reader struct {
 }
 
 // OpenPins opens the tables that are pinned under path. The error matches
-// ErrNoPins when there are none.
+// ErrNoPins when there are none, and ErrTables when they are another version's.
 func OpenPins(path string) (*Reader, error) {
-	t, err := openTables(path, true)
+	t, err := openForReading(path)
 	if err != nil {
 		return nil, err
 	}
@@ -61,21 +71,80 @@ func OpenPins(path string) (*Reader, error) {
 	return &Reader{tables: t, pinPath: path}, nil
 }
 
+// openForReading opens the tables of the program that is on the interface, also
+// while it, or its daemon's death, has left them between two names.
+func openForReading(path string) (tables, error) {
+	newCounts, err := tookOver(path)
+	if err != nil {
+		return tables{}, err
+	}
+	pinOf := func(name string) (string, error) { return pinInForce(path, newCounts, name) }
+	t, err := openTables(pinOf, true)
+	if err != nil {
+		return t, err
+	}
+	if err := checkDescription(pinOf); err != nil {
+		return t, errors.Join(err, t.Close())
+	}
+	return t, nil
+}
+
+// checkDescription makes sure that the tables are what this program takes them
+// for.
+func checkDescription(pinOf func(string) (string, error)) error {
+	path, err := pinOf(descriptionPin)
+	if err != nil {
+		return err
+	}
+	was, err := readDescription(path)
+	if err != nil {
+		return err
+	}
+	specs, err := bothSpecifications()
+	if err != nil {
+		return err
+	}
+	is, err := describe(specs...)
+	if err != nil {
+		return err
+	}
+	if was == nil || was.Meaning != is.Meaning {
+		return fmt.Errorf("%w: they were pinned by another version of pgsteerd; use that one's tools", ErrTables)
+	}
+	for name := range is.Tables {
+		if was.differs(&is, name) {
+			return fmt.Errorf("%w: table %s was pinned by another version of pgsteerd; use that one's tools", ErrTables, name)
+		}
+	}
+	return nil
+}
+
+func bothSpecifications() ([]*ebpf.CollectionSpec, error) {
+	four, err := loadBalancer()
+	if err != nil {
+		return nil, err
+	}
+	six, err := loadBalancer6()
+	return []*ebpf.CollectionSpec{four, six}, err
+}
+
 // Close releases the tables.
 func (r *Reader) Close() error {
 	return errors.Join(r.tables.Close(), r.tables.clockProg.Close())
 }
 
-// Stats reads all that the datapath counted. The audit is a count made now,
-// without drift: that takes two looks.
+// Stats reads all that the datapath counted. Of the audit it fills Capacity and
+// Memory: the flows themselves are counted by Audit, which reads the whole
+// table.
 func (r *Reader) Stats() (lb.DatapathStats, error) {
 	s, err := r.tables.stats()
 	if err != nil {
 		return s, err
 	}
-	if s.Audit, _, err = r.count(); err != nil {
-		return s, err
+	for _, f := range r.tables.families() {
+		s.Audit.Capacity += f.capacity()
 	}
+	s.Audit.Memory = r.tables.memory()
 	l, ifindex, _, err := pinnedLink(r.pinPath)
 	if err != nil || l == nil {
 		return s, err
@@ -131,4 +200,7 @@ func (r *Reader) Audit() (lb.AuditReport, error) {
 }
 
 // Flows calls fn for every flow, in no order, until it returns false.
-func (r *Reader) Flows(fn func(lb.Flow) bool) error { return r.tables.eachFlow(fn) }
+func (r *Reader) Flows(fn func(lb.Flow) bool) error { return r.tables.eachFlow(nil, fn) }
+
+// FlowsWhere is like that of Balancer.
+func (r *Reader) FlowsWhere(match, fn func(lb.Flow) bool) error { return r.tables.eachFlow(match, fn) }

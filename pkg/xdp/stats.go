@@ -172,18 +172,19 @@ var verdictNames = sync.OnceValues(func() ([]string, error) {
 	return names, nil
 })
 
-// eachFlow calls fn for every flow until it returns false.
-func (t *tables) eachFlow(fn func(lb.Flow) bool) error {
+// eachFlow calls fn for every flow that matches, until it returns false. For
+// match the flow is as its forward half has it, see Balancer.FlowsWhere.
+func (t *tables) eachFlow(match, fn func(lb.Flow) bool) error {
 	clock, err := t.clock()
 	if err != nil {
 		return err
 	}
 	more := true
 	for _, f := range t.families() {
-		err := f.eachHalf(func(h *half) bool {
-			if h.has(balancerFlowFlagFLOW_FORWARD) {
-				more = fn(describeFlow(f, h, clock))
-			}
+		err := f.eachFlow(func(h *half) bool {
+			return match == nil || match(describeFlow(h, nil, clock))
+		}, func(forward, reverse *half) bool {
+			more = fn(describeFlow(forward, reverse, clock))
 			return more
 		})
 		if err != nil || !more {
@@ -193,13 +194,14 @@ func (t *tables) eachFlow(fn func(lb.Flow) bool) error {
 	return nil
 }
 
-func describeFlow(f familyTables, h *half, clock clock) lb.Flow {
+// describeFlow makes do without a reverse half: one that was removed between
+// the two reads.
+func describeFlow(h, reverse *half, clock clock) lb.Flow {
 	flow := lb.Flow{
 		Client: h.from, Service: h.to, SNAT: h.newFrom, Backend: h.newTo, State: flowState(h.flags),
 		Age: clock.age(h.created), Idle: clock.age(h.seen), PacketsIn: h.packets, BytesIn: h.bytes,
 	}
-	// Gone between the two reads: the flow was removed, show what was.
-	if reverse, ok := f.reverse(h); ok {
+	if reverse != nil {
 		flow.Idle = min(flow.Idle, clock.age(reverse.seen))
 		flow.PacketsOut, flow.BytesOut = reverse.packets, reverse.bytes
 	}

@@ -76,6 +76,7 @@ func (b *Balancer) sweep() error {
 			case isIdle(flags):
 				return idle, 0
 			}
+			count.unsee(flags, uint32(backend))
 			return over, clock.before(limit)
 		}, b.probes.note)
 		if err != nil {
@@ -117,6 +118,18 @@ func (c *flowCount) see(flags balancerFlowFlag, backend uint32) bool {
 		c.Live++
 	}
 	return true
+}
+
+// unsee takes back a flow that is about to be removed: it is not in the active
+// count that this one is compared with. Should it prove to be busy and stay, it
+// is a difference for this once.
+func (c *flowCount) unsee(flags balancerFlowFlag, backend uint32) {
+	c.halves -= 2
+	c.Flows--
+	if flags&balancerFlowFlagFLOW_CLOSED == 0 {
+		c.live[backend]--
+		c.Live--
+	}
 }
 
 func (c *flowCount) audit() lb.Audit {

@@ -27,8 +27,8 @@ type tables struct {
 	all       []*ebpf.Map
 }
 
-// openTables opens what is pinned under path.
-func openTables(path string, readOnly bool) (t tables, err error) {
+// openTables opens what is pinned, each under the path that pinOf says.
+func openTables(pinOf func(name string) (string, error), readOnly bool) (t tables, err error) {
 	names := map[string]**ebpf.Map{
 		balancerMapLoads:        &t.loads,
 		balancerMapSchedules:    &t.schedules,
@@ -43,7 +43,11 @@ func openTables(path string, readOnly bool) (t tables, err error) {
 	}
 	merge(t.four.byName())
 	six := t.six.byName()
-	if t.hasSix, err = exists(filepath.Join(path, balancer6MapFlows6)); err != nil {
+	path, err := pinOf(balancer6MapFlows6)
+	if err != nil {
+		return t, err
+	}
+	if t.hasSix, err = exists(path); err != nil {
 		return t, err
 	}
 	if t.hasSix {
@@ -51,9 +55,13 @@ func openTables(path string, readOnly bool) (t tables, err error) {
 	}
 	var opened []*ebpf.Map
 	for name, to := range names {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(path, name), &ebpf.LoadPinOptions{ReadOnly: readOnly})
+		path, err := pinOf(name)
+		if err != nil {
+			return t, errors.Join(err, closeMaps(opened))
+		}
+		m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: readOnly})
 		if errors.Is(err, fs.ErrNotExist) {
-			err = fmt.Errorf("%w in %s", ErrNoPins, path)
+			err = fmt.Errorf("%w in %s", ErrNoPins, filepath.Dir(path))
 		}
 		if err != nil {
 			return t, errors.Join(fmt.Errorf("opening table %s: %w", name, err), closeMaps(opened))
@@ -62,6 +70,10 @@ func openTables(path string, readOnly bool) (t tables, err error) {
 		opened = append(opened, m)
 	}
 	t.all = opened
+	t.four.scan = newFlowScan[addr4](t.four.flows)
+	if t.hasSix {
+		t.six.scan = newFlowScan[addr6](t.six.flows)
+	}
 	return t, nil
 }
 
@@ -75,7 +87,7 @@ func exists(path string) (bool, error) {
 
 // Close releases the tables, if they are open.
 func (t *tables) Close() error {
-	err := closeMaps(t.all)
+	err := errors.Join(closeMaps(t.all), t.four.Close(), t.six.Close())
 	t.all = nil
 	return err
 }

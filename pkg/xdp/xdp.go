@@ -75,6 +75,9 @@ type Config struct {
 	// SYNRatePerSource and SYNRateTotal bound the flows that are opened, per
 	// second, by one source and by all that are not known; 0 is no limit.
 	SYNRatePerSource, SYNRateTotal uint32
+	// ResetRate bounds the resets that answer segments of unknown flows, per
+	// second; a fifth of it may come at once. 20,000 is the default.
+	ResetRate uint32
 	// IPv6 has the program for IPv6 loaded, with tables of the same size.
 	IPv6 bool
 	// SNATLow and SNATHigh bound the ports used towards backends, inclusive;
@@ -102,6 +105,9 @@ func (c *Config) setDefaults() error {
 	}
 	if c.SNATLow == 0 && c.SNATHigh == 0 {
 		c.SNATLow, c.SNATHigh = 10240, 65535
+	}
+	if c.ResetRate == 0 {
+		c.ResetRate = 20000
 	}
 	if c.HalfOpenFlows == 0 {
 		c.HalfOpenFlows = 32768
@@ -138,21 +144,24 @@ func (c *Config) setDefaults() error {
 
 // Balancer owns the program on one interface.
 type Balancer struct {
-	cfg    Config
-	log    *slog.Logger
-	progs  programs
-	progs6 programs6
-	tables tables
-	link   link.Link
-	iface  netlink.Link
-	mode   string
-	ns     netns.NsHandle  // where Open was called: Run's goroutines are on other threads
-	nl     *netlink.Handle // bound to ns
+	cfg     Config
+	log     *slog.Logger
+	progs   programs
+	progs6  programs6
+	tables  tables
+	upgrade upgrade // while Open is at it
+	link    link.Link
+	iface   netlink.Link
+	mode    string
+	frags   bool            // packets may come in several pieces
+	ns      netns.NsHandle  // where Open was called: Run's goroutines are on other threads
+	nl      *netlink.Handle // bound to ns
 
 	mu         sync.Mutex // guards the maps that Go writes, and what follows
 	resets     *resetter
 	placed     []placedBackend
 	neighbours map[netip.Addr]macAddr
+	trouble    map[netip.AddrPort]string // why backends have no next hop, as it was logged
 
 	audit  atomic.Pointer[auditResult]
 	probes prober // the sweeper's
@@ -180,6 +189,18 @@ func (p placedBackend) index() uint32 { return index(p.id, p.slot) }
 // when that does not exist, carries somebody else's program, or the pins do
 // not fit.
 func Open(cfg Config) (*Balancer, error) {
+	b, err := prepared(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.open(); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return b, nil
+}
+
+// prepared is a Balancer that has looked around but changed nothing.
+func prepared(cfg Config) (*Balancer, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
@@ -199,22 +220,34 @@ func Open(cfg Config) (*Balancer, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("lifting the limit of locked memory: %w", err)
 	}
+	warnings, err := CheckKernel()
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range warnings {
+		cfg.Log.Warn(w)
+	}
 	b := &Balancer{
 		cfg:        cfg,
 		log:        cfg.Log,
+		upgrade:    upgrade{dir: cfg.PinPath},
 		iface:      iface,
 		ns:         netns.None(),
 		neighbours: make(map[netip.Addr]macAddr),
 		drift:      make(map[uint32]int64),
 		resets:     newResetter(),
 	}
-	if err := b.open(); err != nil {
+	// In generic mode the kernel puts the pieces together.
+	if cfg.Mode != ModeGeneric {
+		_, b.frags = needsFrags(iface.Attrs().MTU)
+	}
+	if err := b.acquire(); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
 	return b, nil
 }
 
-func (b *Balancer) open() error {
+func (b *Balancer) acquire() error {
 	var err error
 	if b.ns, err = netns.Get(); err != nil {
 		return fmt.Errorf("opening the network namespace: %w", err)
@@ -222,16 +255,19 @@ func (b *Balancer) open() error {
 	if b.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return fmt.Errorf("opening a netlink socket: %w", err)
 	}
-	if b.resets.raw, err = openRawSockets(); err != nil {
-		return err
+	b.resets.raw, err = openRawSockets()
+	return err
+}
+
+func (b *Balancer) open() error {
+	for _, s := range b.steps() {
+		if err := s.do(); err != nil {
+			return errors.Join(fmt.Errorf("%s: %w", s.what, err), b.abandon())
+		}
 	}
-	if err := b.load(); err != nil {
-		return err
-	}
-	if b.placed, err = b.tables.placements(); err != nil {
-		return err
-	}
-	return b.attach()
+	var err error
+	b.placed, err = b.tables.placements()
+	return errors.Join(err, b.upgrade.Close())
 }
 
 // Mode returns how the program is attached: "native" or "generic".
@@ -261,7 +297,7 @@ func (b *Balancer) Close() error {
 	if b.link != nil {
 		errs = append(errs, b.link.Close())
 	}
-	errs = append(errs, b.progs.Close(), b.progs6.Close(), b.tables.Close())
+	errs = append(errs, b.upgrade.Close(), b.progs.Close(), b.progs6.Close(), b.tables.Close())
 	return errors.Join(errs...)
 }
 
