@@ -24,6 +24,7 @@ func balancerConfig(cfg *config.Config, log *slog.Logger) xdp.Config {
 		HalfOpenFlows:    cfg.XDP.HalfOpenFlows,
 		SYNRatePerSource: cfg.XDP.SYNRate.PerSource,
 		SYNRateTotal:     cfg.XDP.SYNRate.Total,
+		ResetRate:        cfg.XDP.ResetRate,
 		IPv6:             hasIPv6(cfg),
 		SNATLow:          cfg.XDP.SNATLow,
 		SNATHigh:         cfg.XDP.SNATHigh,

@@ -104,36 +104,6 @@ func TestCapabilities(t *testing.T) {
 	}
 }
 
-func TestKernel(t *testing.T) {
-	for release, want := range map[string]string{
-		"5.15.0-91-generic": "",
-		"6.1.0-28-amd64":    "",
-		"10.0-rc1":          "",
-		"5.14.21-default":   "the kernel is 5.14.21-default; 5.15 or later is needed, nothing older is tried",
-		"5.10.0-28-amd64": "the kernel is 5.10.0-28-amd64; 5.15 or later is needed, and this one has no " +
-			"atomic BPF operations that return the old value (5.12), no XDP on virtio_net with fewer queues than CPUs (5.13)",
-		"4.19.0": "the kernel is 4.19.0; 5.15 or later is needed, and this one has no batched access to BPF maps (5.6), " +
-			"no capabilities CAP_BPF and CAP_PERFMON (5.8), no BPF links for XDP (5.9), " +
-			"no atomic BPF operations that return the old value (5.12), no XDP on virtio_net with fewer queues than CPUs (5.13)",
-		"Linux": `the kernel calls itself "Linux", which is no version: expected integer`,
-	} {
-		got := ""
-		if err := checkKernel(release); err != nil {
-			got = err.Error()
-		}
-		if got != want {
-			t.Errorf("%s: got %q", release, got)
-		}
-	}
-	release, err := kernelRelease()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := checkKernel(release); err != nil {
-		t.Errorf("these tests run on a kernel that would be refused: %v", err)
-	}
-}
-
 // TestInterface uses the loopback interface, the one that is everywhere, whose
 // address the configuration would refuse as a source.
 func TestInterface(t *testing.T) {

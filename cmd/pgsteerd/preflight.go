@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pgsteer/pgsteer/pkg/config"
+	"github.com/pgsteer/pgsteer/pkg/xdp"
 )
 
 // A capability is one that the daemon cannot work without.
@@ -60,61 +61,6 @@ func checkCapabilities(have uint64) error {
 		noun = "capabilities"
 	}
 	return fmt.Errorf("missing the %s %s: run as root or grant it, as deploy/systemd's unit does", noun, strings.Join(missing, ", "))
-}
-
-// A kernelVersion is the two numbers that decide about features.
-type kernelVersion struct{ major, minor int }
-
-func (v kernelVersion) less(w kernelVersion) bool {
-	return v.major < w.major || v.major == w.major && v.minor < w.minor
-}
-
-func (v kernelVersion) String() string { return fmt.Sprintf("%d.%d", v.major, v.minor) }
-
-// oldestKernel is the floor: what is used is all in it.
-var oldestKernel = kernelVersion{5, 15}
-
-// kernelFeatures are what the daemon uses that was not always there.
-var kernelFeatures = []struct {
-	since kernelVersion
-	what  string
-}{
-	{kernelVersion{5, 6}, "batched access to BPF maps"},
-	{kernelVersion{5, 8}, "capabilities CAP_BPF and CAP_PERFMON"},
-	{kernelVersion{5, 9}, "BPF links for XDP"},
-	{kernelVersion{5, 12}, "atomic BPF operations that return the old value"},
-	{kernelVersion{5, 13}, "XDP on virtio_net with fewer queues than CPUs"},
-}
-
-// checkKernel refuses a kernel below the floor and names what it lacks. The
-// release is as uname(2) has it, such as 5.10.0-28-amd64.
-func checkKernel(release string) error {
-	var v kernelVersion
-	if _, err := fmt.Sscanf(release, "%d.%d", &v.major, &v.minor); err != nil {
-		return fmt.Errorf("the kernel calls itself %q, which is no version: %w", release, err)
-	}
-	if !v.less(oldestKernel) {
-		return nil
-	}
-	var missing []string
-	for _, f := range kernelFeatures {
-		if v.less(f.since) {
-			missing = append(missing, fmt.Sprintf("%s (%s)", f.what, f.since))
-		}
-	}
-	if len(missing) == 0 {
-		return fmt.Errorf("the kernel is %s; %s or later is needed, nothing older is tried", release, oldestKernel)
-	}
-	return fmt.Errorf("the kernel is %s; %s or later is needed, and this one has no %s", release, oldestKernel, strings.Join(missing, ", no "))
-}
-
-// kernelRelease is the running kernel's.
-func kernelRelease() (string, error) {
-	var name unix.Utsname
-	if err := unix.Uname(&name); err != nil {
-		return "", fmt.Errorf("asking for the kernel's version: %w", err)
-	}
-	return unix.ByteSliceToString(name.Release[:]), nil
 }
 
 // checkInterface makes sure that the interface exists and has the addresses
@@ -167,18 +113,15 @@ func orNone(words []string) string {
 // preflight finds out whether the daemon can work here, without touching
 // anything.
 func preflight(cfg *config.Config) error {
-	release, err := kernelRelease()
-	if err != nil {
-		return err
-	}
-	if err := checkKernel(release); err != nil {
-		return err
-	}
 	have, err := effective()
 	if err != nil {
 		return err
 	}
 	if err := checkCapabilities(have); err != nil {
+		return err
+	}
+	// It warns of what is merely slow when the program is loaded.
+	if _, err := xdp.CheckKernel(); err != nil {
 		return err
 	}
 	return checkInterface(cfg)

@@ -71,6 +71,9 @@ type XDP struct {
 	HalfOpenFlows uint32
 	// SYNRate bounds how many flows can be begun. Key: syn_rate.
 	SYNRate SYNRate
+	// ResetRate bounds the resets that answer segments of unknown connections,
+	// a second; a fifth of it may come at once. Key: reset_rate.
+	ResetRate uint32
 	// SNATLow and SNATHigh are the first and the last source port that the
 	// balancer uses towards the backends. Key: snat_ports, as LOW-HIGH; 1024 at
 	// the lowest, and holding neither a service's port nor the stats port,

@@ -37,7 +37,7 @@ func TestLoadFull(t *testing.T) {
 		Interface: "ens18",
 		XDP: XDP{
 			Mode: "native", TX: "redirect", PinPath: "/sys/fs/bpf/other", FlowTableSize: 65536,
-			HalfOpenFlows: 2048, SYNRate: SYNRate{PerSource: 500, Total: 20000},
+			HalfOpenFlows: 2048, SYNRate: SYNRate{PerSource: 500, Total: 20000}, ResetRate: 3000,
 			SNATLow: 20000, SNATHigh: 29999, SweepInterval: 500 * time.Millisecond,
 		},
 		Timeouts: Timeouts{
@@ -106,7 +106,7 @@ func TestMinimal(t *testing.T) {
 		Interface: "eth0",
 		XDP: XDP{
 			Mode: "auto", TX: "tx", PinPath: "/sys/fs/bpf/pgsteer", FlowTableSize: 524288,
-			HalfOpenFlows: 32768, SYNRate: SYNRate{PerSource: 10000, Total: 100000},
+			HalfOpenFlows: 32768, SYNRate: SYNRate{PerSource: 10000, Total: 100000}, ResetRate: 20000,
 			SNATLow: 10240, SNATHigh: 65535, SweepInterval: time.Second,
 		},
 		Timeouts: Timeouts{

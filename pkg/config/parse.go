@@ -59,7 +59,7 @@ func Parse(file string, data []byte) (*Config, error) {
 }
 
 func parseXDP(root section) XDP {
-	s := root.sub("xdp", "mode", "tx", "pin_path", "flow_table_size", "half_open_flows", "syn_rate", "snat_ports", "sweep_interval")
+	s := root.sub("xdp", "mode", "tx", "pin_path", "flow_table_size", "half_open_flows", "syn_rate", "reset_rate", "snat_ports", "sweep_interval")
 	snat := get(s, "snat_ports", defaultSNAT, ports)
 	return XDP{
 		Mode:    get(s, "mode", "auto", oneOf("auto", "native", "generic")),
@@ -69,6 +69,7 @@ func parseXDP(root section) XDP {
 		FlowTableSize: get(s, "flow_table_size", 524288, number[uint32](1024, 1<<24)),
 		HalfOpenFlows: get(s, "half_open_flows", 32768, powerOfTwo(1024, 1<<20)),
 		SYNRate:       parseSYNRate(s),
+		ResetRate:     get(s, "reset_rate", 20_000, number[uint32](1, 10_000_000)),
 		SNATLow:       snat.low,
 		SNATHigh:      snat.high,
 		SweepInterval: get(s, "sweep_interval", time.Second, duration(10*time.Millisecond, time.Minute)),
