@@ -192,7 +192,7 @@ static __noinline enum verdict open_flow(struct xdp_md *ctx, struct packet *p,
 		syn->ticket = 0;
 		return DROP_CLIENT_OPTION;
 	}
-	verdict = nat_open(s, service);
+	verdict = nat_open(service);
 	if (verdict == TX_NEW) {
 		syn->tried = o->excluded;
 		return send_syn(ctx, p, &s->forward, syn) ? TX_NEW : DROP_REPLY;
@@ -242,7 +242,7 @@ static __noinline enum verdict handle_syn(struct xdp_md *ctx, struct packet *p,
 		if (!(flags & FLOW_SYN_ACK) &&
 		    bpf_ktime_get_ns() - syn->opened_ns > SILENCE) {
 			s->opening.key = p->key;
-			verdict = reopen(s, p->now, syn, half);
+			verdict = reopen(p->now, syn, half);
 			if (verdict == TX_NEW)
 				return send_syn(ctx, p, &s->forward, syn) ?
 					       TX_REDISPATCH_SILENT :
@@ -262,7 +262,7 @@ static __noinline enum verdict handle_syn(struct xdp_md *ctx, struct packet *p,
 	 * Whoever takes the entry removes it; another CPU's copy of the SYN is
 	 * dropped.
 	 */
-	if (!flow_take(half))
+	if (!flow_take(half, &p->key))
 		return DROP_RACE;
 	flow_remove(half, &p->key);
 	p->fresh = true;

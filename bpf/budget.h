@@ -84,7 +84,7 @@ __noinline int syn_budget(const struct addr *addr, __u64 now)
 					    syn_source_rate, syn_source_rate))
 		return DROP_SYN_SOURCE;
 	if (syn_total_rate && now >= source->known_until &&
-	    !bucket_take(total, now, syn_total_rate, syn_total_rate))
+	    !bucket_take(total, now, syn_total_rate, syn_total_burst))
 		return DROP_SYN_TOTAL;
 	return TX_NEW;
 }

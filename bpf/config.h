@@ -96,13 +96,15 @@ const volatile __u32 rst_rate = 20000;
 const volatile __u32 rst_burst = 4000;
 
 /*
- * SYNs that open flows, per second and as a burst; 0 is no limit. Sources are
+ * SYNs that open flows, per second; 0 is no limit. Sources are
  * IPv4 addresses and IPv6 /64s, by hash: some share a budget. One from which a
  * handshake was completed not long ago is no spoofed one, and it is not held
  * to the total.
  */
 const volatile __u32 syn_source_rate = 10000;
-const volatile __u32 syn_total_rate = 100000;
+const volatile __u32 syn_total_rate = 20000;
+/* No more than half of the half-open flows, or a burst would evict itself. */
+const volatile __u32 syn_total_burst = HALF_OPEN_FLOWS / 2;
 #define SYN_SOURCES 65536
 #define SOURCE_KNOWN_TIME 600000000000ULL
 

@@ -107,8 +107,15 @@ static __always_inline void load_cancel(__u32 backend)
  */
 static __always_inline bool flow_close(struct flow *forward)
 {
-	if (__sync_fetch_and_or(&forward->flags, FLOW_CLOSED) & FLOW_CLOSED)
+	__u32 old = __sync_fetch_and_or(&forward->flags, FLOW_CLOSED);
+
+	if (old & FLOW_CLOSED)
 		return false;
+	if (!(old &
+	      FLOW_FORWARD)) { /* another's half by now: see flow_take() */
+		__sync_fetch_and_and(&forward->flags, ~FLOW_CLOSED);
+		return false;
+	}
 	load_release(forward->backend);
 	return true;
 }
@@ -245,7 +252,29 @@ static __noinline void flow_track_backend(const struct flow *reverse,
 	}
 }
 
-/* The caller has made sure that nobody else removes the same flow. */
+/*
+ * Whoever takes a flow removes it; nobody else does. The table gives the memory
+ * of an entry that is deleted to the next one at once, and a virtual CPU can
+ * stand still for milliseconds after a lookup: what was taken has to be looked
+ * up again, to see that it is still what it was. Once it is taken it stays.
+ */
+static __always_inline bool flow_take(struct flow *forward,
+				      const struct flow_key *key)
+{
+	struct flow *now;
+
+	if (__sync_fetch_and_or(&forward->flags, FLOW_TAKEN) & FLOW_TAKEN)
+		return false;
+	now = bpf_map_lookup_elem(&flows, key);
+	/* Lest the compiler go on with this one, of which less is known. */
+	asm volatile("" : "+r"(now));
+	if (now == forward)
+		return true;
+	__sync_fetch_and_and(&forward->flags, ~FLOW_TAKEN);
+	return false;
+}
+
+/* The caller has taken it. */
 static __always_inline void flow_remove(struct flow *forward,
 					const struct flow_key *key)
 {
@@ -256,12 +285,6 @@ static __always_inline void flow_remove(struct flow *forward,
 		handshake_end(forward);
 	bpf_map_delete_elem(&flows, &peer);
 	bpf_map_delete_elem(&flows, key);
-}
-
-/* Make sure of that. */
-static __always_inline bool flow_take(struct flow *forward)
-{
-	return !(__sync_fetch_and_or(&forward->flags, FLOW_TAKEN) & FLOW_TAKEN);
 }
 
 #endif

@@ -38,6 +38,10 @@ struct {
 	__type(value, struct scratch);
 } scratches SEC(".maps");
 
+/*
+ * Each function asks for it anew: before kernel 6.2 or so what a global
+ * function gets by reference is no key for a map.
+ */
 static __always_inline struct scratch *scratch(void)
 {
 	__u32 zero = 0;
@@ -73,9 +77,10 @@ static __always_inline void half_init(struct flow *half,
  * Reserve a port: 0, or the error of the last insertion. Errors of map helpers
  * are kept as int: before kernel 6.4 the upper half of the register is garbage.
  */
-__noinline int reserve_port(struct scratch *s, const struct service *service,
+__noinline int reserve_port(const struct service *service,
 			    const struct backend *backend)
 {
+	struct scratch *s = scratch();
 	const struct opening *o;
 	struct flow *forward, *reverse;
 	struct flow_key *key;
@@ -131,12 +136,14 @@ static __always_inline enum verdict nobody(const struct service *service,
 }
 
 /*
- * Open a flow for a SYN, as s->opening says. On success s->forward is a copy of
- * the forward half, the slot has its bit in excluded and the verdict is TX_NEW;
- * otherwise the verdict says why not, and nothing is left behind.
+ * Open a flow for a SYN, as scratch()->opening says. On success
+ * scratch()->forward is a copy of the forward half, the slot has its bit in
+ * excluded and the verdict is TX_NEW; otherwise the verdict says why not, and
+ * nothing is left behind.
  */
-__noinline int nat_open(struct scratch *s, const struct service *service)
+__noinline int nat_open(const struct service *service)
 {
+	struct scratch *s = scratch();
 	enum verdict verdict = TX_RST_NO_BACKEND;
 	struct flow *forward;
 	struct opening *o;
@@ -170,7 +177,7 @@ __noinline int nat_open(struct scratch *s, const struct service *service)
 			load_cancel(index);
 			return TX_RST_NO_BACKEND;
 		}
-		err = reserve_port(s, service, backend);
+		err = reserve_port(service, backend);
 		if (!err)
 			goto reserved;
 		load_cancel(index);

@@ -25,13 +25,13 @@ static __always_inline struct service *service_at(const struct addr *addr,
 }
 
 /*
- * Take the flow of s->opening.key from its backend and give it to another that has not had it.
- * s->forward is a copy of the new forward half if TX_NEW; the flow is as it was
- * if TX_FORWARD: there is nobody else.
+ * Take the flow of scratch()->opening.key from its backend and give it to
+ * another that has not had it. scratch()->forward is a copy of the new forward
+ * half if TX_NEW; the flow is as it was if TX_FORWARD: there is nobody else.
  */
-__noinline int reopen(struct scratch *s, __u64 now, struct handshake *syn,
-		      struct flow *forward)
+__noinline int reopen(__u64 now, struct handshake *syn, struct flow *forward)
 {
+	struct scratch *s = scratch();
 	struct service *service;
 	enum verdict verdict;
 	struct opening *o;
@@ -46,7 +46,7 @@ __noinline int reopen(struct scratch *s, __u64 now, struct handshake *syn,
 		return DROP_RACE;
 	if (!service || !others_take_flows(service->id, syn->tried))
 		return TX_FORWARD;
-	if (!flow_take(forward))
+	if (!flow_take(forward, &o->key))
 		return DROP_RACE;
 	__sync_fetch_and_add(
 		&load->redispatched[forward->backend % MAX_BACKENDS], 1);
@@ -57,7 +57,7 @@ __noinline int reopen(struct scratch *s, __u64 now, struct handshake *syn,
 	o->bytes = sizeof(ip_header) + sizeof(struct tcphdr) + syn->options_len;
 	mac_copy(o->client_mac, forward->client_mac);
 	flow_remove(forward, &o->key);
-	verdict = nat_open(s, service);
+	verdict = nat_open(service);
 	if (verdict == TX_NEW) {
 		syn->ticket = o->ticket;
 		syn->tried = o->excluded;
@@ -94,7 +94,7 @@ static __noinline enum verdict redispatch_refused(struct xdp_md *ctx,
 	    bpf_ntohl(p->tcp->ack_seq) != bpf_ntohl(syn->seq) + 1)
 		return TX_REVERSE;
 	suspect_backend(half->backend, p->now);
-	verdict = reopen(s, p->now, syn, half);
+	verdict = reopen(p->now, syn, half);
 	if (verdict == TX_FORWARD)
 		return TX_REVERSE;
 	/* The client sends its SYN again, and it is told then what is wrong. */

@@ -22,7 +22,7 @@ static __always_inline bool reap_one(const struct reap_request *request)
 	    ((__s32)(forward->seen - request->seen) > 0 ||
 	     (reverse && (__s32)(reverse->seen - request->seen) > 0)))
 		return false;
-	if (!flow_take(forward))
+	if (!flow_take(forward, &key))
 		return false;
 	flow_remove(forward, &key);
 	return true;

@@ -42,7 +42,7 @@ __noinline int evict(const struct handshake *old)
 	    (forward->flags & (FLOW_FORWARD | FLOW_ESTABLISHED |
 			       FLOW_FIN_CLIENT | FLOW_CLOSED)) != FLOW_FORWARD)
 		return 0;
-	if (!flow_take(forward))
+	if (!flow_take(forward, &key))
 		return 0;
 	load = load_of(forward->backend);
 	if (load)

@@ -86,14 +86,15 @@ type XDP struct {
 	SweepInterval time.Duration
 }
 
-// SYNRate is the number of SYNs a second that make flows; a second's worth may
-// come at once, the rest is dropped. 0 is no bound, 10000000 the most.
+// SYNRate is the number of SYNs a second that make flows; the rest is dropped.
+// A second's worth may come at once, of Total half of HalfOpenFlows at the most.
+// 0 is no bound, 10000000 the most.
 type SYNRate struct {
 	// PerSource is for one client address, or one IPv6 network of 64 bits; some
 	// share a budget. Key: per_source. Default: 10000.
 	PerSource uint32
 	// Total is for all sources together from which no handshake was completed
-	// in the last ten minutes: they may be made up. Key: total. Default: 100000.
+	// in the last ten minutes: they may be made up. Key: total. Default: 20000.
 	Total uint32
 }
 

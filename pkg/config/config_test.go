@@ -106,7 +106,7 @@ func TestMinimal(t *testing.T) {
 		Interface: "eth0",
 		XDP: XDP{
 			Mode: "auto", TX: "tx", PinPath: "/sys/fs/bpf/pgsteer", FlowTableSize: 524288,
-			HalfOpenFlows: 32768, SYNRate: SYNRate{PerSource: 10000, Total: 100000}, ResetRate: 20000,
+			HalfOpenFlows: 32768, SYNRate: SYNRate{PerSource: 10000, Total: 20000}, ResetRate: 20000,
 			SNATLow: 10240, SNATHigh: 65535, SweepInterval: time.Second,
 		},
 		Timeouts: Timeouts{

@@ -82,7 +82,7 @@ func parseSYNRate(xdp section) SYNRate {
 	rate := number[uint32](0, 10_000_000)
 	return SYNRate{
 		PerSource: get(s, "per_source", 10_000, rate),
-		Total:     get(s, "total", 100_000, rate),
+		Total:     get(s, "total", 20_000, rate),
 	}
 }
 

@@ -16,6 +16,8 @@ type BalancerOptions struct {
 	XDPMode        string        `json:"xdp_mode"`        // auto, native or generic; default auto
 	TX             string        `json:"tx"`              // tx or redirect; default tx
 	FlowTableSize  uint32        `json:"flow_table_size"` // entries, two per flow; default 524288
+	HalfOpenFlows  uint32        `json:"half_open_flows"` // default 32768
+	SYNTotal       uint32        `json:"syn_total"`       // a second, of sources not known; default 100,000
 	SYN            time.Duration `json:"syn"`             // default 10 s
 	Established    time.Duration `json:"established"`     // default 24 h
 	FIN            time.Duration `json:"fin"`             // default 120 s
@@ -51,6 +53,8 @@ func (b *BalancerOptions) setDefaults() {
 	setDefault(&b.XDPMode, "auto")
 	setDefault(&b.TX, "tx")
 	setDefault(&b.FlowTableSize, 524288)
+	setDefault(&b.HalfOpenFlows, 32768)
+	setDefault(&b.SYNTotal, 100_000)
 	setDefault(&b.SYN, 10*time.Second)
 	setDefault(&b.Established, 24*time.Hour)
 	setDefault(&b.FIN, 120*time.Second)
@@ -81,6 +85,8 @@ xdp:
   tx: {{.TX}}
   pin_path: {{.PinPath}}
   flow_table_size: {{.FlowTableSize}}
+  half_open_flows: {{.HalfOpenFlows}}
+  syn_rate: {total: {{.SYNTotal}}}
   snat_ports: 10240-65535
   sweep_interval: {{.SweepInterval}}
 timeouts:
@@ -163,6 +169,9 @@ pool_mode = transaction
 default_pool_size = {{.PoolSize}}
 max_client_conn = {{.MaxClients}}
 max_prepared_statements = {{.MaxPrepared}}
+trusted_balancers = {{.Balancers}}
+admin_users = {{.Admin}}
+stats_users = {{.Stats}}
 `))
 
 type poolerValues struct {
@@ -170,6 +179,8 @@ type poolerValues struct {
 	DBHost          netip.Addr
 	DBPort, Port    int
 	Addrs, AuthFile string
+	Balancers       string // sources that may say who the client is
+	Admin, Stats    string // users of the console
 }
 
 func (l *Lab) confFile(name string) string { return filepath.Join(l.dir, "conf", name) }
@@ -226,7 +237,7 @@ func (l *Lab) writeConfigs(st *state) error {
 			PoolerOptions: st.Options.Pooler,
 			DBHost:        mustHost(DB).addr, DBPort: dbPort,
 			Addrs: poolerAddrs(st.Options), Port: poolerPort + i,
-			AuthFile: l.confFile("userlist.txt"),
+			AuthFile: l.confFile("userlist.txt"), Balancers: natSources(), Admin: Database, Stats: checkUser,
 		}
 		if err := writeTemplate(l.confFile(poolerName(i)+".ini"), poolerConfig, v); err != nil {
 			return err

@@ -53,6 +53,16 @@ func frontAddresses() string {
 	return strings.Join(all, " and ")
 }
 
+// natSources lists the addresses that the poolers see the balancers' clients
+// come from.
+func natSources() string {
+	var all []string
+	for _, f := range fronts() {
+		all = append(all, f.addr.Addr().String())
+	}
+	return strings.Join(all, ", ")
+}
+
 // vip is the virtual address.
 func (f front) vip() netip.Prefix { return netip.PrefixFrom(f.addr.Addr(), f.addr.Addr().BitLen()) }
 

@@ -31,6 +31,7 @@ func TestLabRouted(t *testing.T) {
 	}{
 		{"psql", testRemotePsql},
 		{"pgbench", testRemotePgbench},
+		{"path MTU", testPathMTU},
 		{"gateway replaced", func(t *testing.T, l *lab.Lab) { testRouterReplaced(t, l, lab.Gateway) }},
 		{"router replaced", func(t *testing.T, l *lab.Lab) { testRouterReplaced(t, l, lab.Router) }},
 		{"pooler killed behind a replaced gateway", testToldThroughTwin},

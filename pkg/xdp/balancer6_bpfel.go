@@ -49,6 +49,7 @@ const (
 	balancer6VarSnatLow            = "snat_low"
 	balancer6VarSuspectTime        = "suspect_time"
 	balancer6VarSynSourceRate      = "syn_source_rate"
+	balancer6VarSynTotalBurst      = "syn_total_burst"
 	balancer6VarSynTotalRate       = "syn_total_rate"
 	balancer6VarTxRedirect         = "tx_redirect"
 	balancer6VarUnusedClearRequest = "unused_clear_request"
@@ -148,6 +149,7 @@ type balancer6VariableSpecs struct {
 	SnatLow            *ebpf.VariableSpec `ebpf:"snat_low"`
 	SuspectTime        *ebpf.VariableSpec `ebpf:"suspect_time"`
 	SynSourceRate      *ebpf.VariableSpec `ebpf:"syn_source_rate"`
+	SynTotalBurst      *ebpf.VariableSpec `ebpf:"syn_total_burst"`
 	SynTotalRate       *ebpf.VariableSpec `ebpf:"syn_total_rate"`
 	TxRedirect         *ebpf.VariableSpec `ebpf:"tx_redirect"`
 	UnusedClearRequest *ebpf.VariableSpec `ebpf:"unused_clear_request"`
@@ -241,6 +243,7 @@ type balancer6Variables struct {
 	SnatLow            *ebpf.Variable `ebpf:"snat_low"`
 	SuspectTime        *ebpf.Variable `ebpf:"suspect_time"`
 	SynSourceRate      *ebpf.Variable `ebpf:"syn_source_rate"`
+	SynTotalBurst      *ebpf.Variable `ebpf:"syn_total_burst"`
 	SynTotalRate       *ebpf.Variable `ebpf:"syn_total_rate"`
 	TxRedirect         *ebpf.Variable `ebpf:"tx_redirect"`
 	UnusedClearRequest *ebpf.Variable `ebpf:"unused_clear_request"`

@@ -125,6 +125,7 @@ const (
 	balancerVarSnatLow            = "snat_low"
 	balancerVarSuspectTime        = "suspect_time"
 	balancerVarSynSourceRate      = "syn_source_rate"
+	balancerVarSynTotalBurst      = "syn_total_burst"
 	balancerVarSynTotalRate       = "syn_total_rate"
 	balancerVarTxRedirect         = "tx_redirect"
 	balancerVarUnusedClearRequest = "unused_clear_request"
@@ -227,6 +228,7 @@ type balancerVariableSpecs struct {
 	SnatLow            *ebpf.VariableSpec `ebpf:"snat_low"`
 	SuspectTime        *ebpf.VariableSpec `ebpf:"suspect_time"`
 	SynSourceRate      *ebpf.VariableSpec `ebpf:"syn_source_rate"`
+	SynTotalBurst      *ebpf.VariableSpec `ebpf:"syn_total_burst"`
 	SynTotalRate       *ebpf.VariableSpec `ebpf:"syn_total_rate"`
 	TxRedirect         *ebpf.VariableSpec `ebpf:"tx_redirect"`
 	UnusedClearRequest *ebpf.VariableSpec `ebpf:"unused_clear_request"`
@@ -320,6 +322,7 @@ type balancerVariables struct {
 	SnatLow            *ebpf.Variable `ebpf:"snat_low"`
 	SuspectTime        *ebpf.Variable `ebpf:"suspect_time"`
 	SynSourceRate      *ebpf.Variable `ebpf:"syn_source_rate"`
+	SynTotalBurst      *ebpf.Variable `ebpf:"syn_total_burst"`
 	SynTotalRate       *ebpf.Variable `ebpf:"syn_total_rate"`
 	TxRedirect         *ebpf.Variable `ebpf:"tx_redirect"`
 	UnusedClearRequest *ebpf.Variable `ebpf:"unused_clear_request"`
