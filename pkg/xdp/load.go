@@ -155,7 +155,7 @@ func (b *Balancer) specification(load func() (*ebpf.CollectionSpec, error)) (*eb
 		balancerVarHalfOpenMask:  b.cfg.HalfOpenFlows - 1,
 		balancerVarSynSourceRate: b.cfg.SYNRatePerSource,
 		balancerVarSynTotalRate:  cmp.Or(b.cfg.SYNRateTotal, unlimited),
-		balancerVarSynTotalBurst: min(cmp.Or(b.cfg.SYNRateTotal, unlimited), b.cfg.HalfOpenFlows/2),
+		balancerVarSynTotalBurst: cmp.Or(min(b.cfg.SYNRateTotal, b.cfg.HalfOpenFlows/2), unlimited),
 		balancerVarSeed:          rand.Uint32(),
 		balancerVarFrags:         b.frags,
 	} {
