@@ -32,12 +32,17 @@ __noinline int bucket_take(struct bucket *bucket, __u64 now, __u32 rate,
 		if (elapsed > SECOND || now - last > SECOND / jiffy)
 			elapsed = SECOND;
 		earned = elapsed * rate / SECOND;
-		/* Whoever moves the clock on pays in. */
-		if (earned && __sync_val_compare_and_swap(&bucket->refilled,
-							  last, now) == last) {
+		/*
+		 * Paid in before the clock moves on: another CPU must not find
+		 * the one done and the other not, and drop what it has. That
+		 * two pay in now and then is no harm.
+		 */
+		if (earned) {
 			__s64 tokens = bucket->tokens + (__s64)earned;
 
 			bucket->tokens = tokens > burst ? burst : tokens;
+			barrier();
+			bucket->refilled = now;
 		}
 	}
 	if (bucket->tokens <= 0)
