@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -82,10 +81,8 @@ type row struct {
 	verdict     string   // what each must be counted under
 	flows       int      // different ones the harness has; each round goes on where the last left off
 	forget      bool     // the flows that a round has opened
-	pause       time.Duration
 
-	next   int // flow
-	done   time.Time
+	next   int       // flow
 	values []float64 // nanoseconds, without the harness
 	empty  []float64 // nanoseconds of the empty program
 	extra  []float64 // nanoseconds of the harness
@@ -270,7 +267,7 @@ func (r *row) round(ctx context.Context, empty *ebpf.Program) error {
 
 // measure measures the empty program, the harness with it, and the program.
 func (r *row) measure(ctx context.Context, empty *ebpf.Program) error {
-	if err := r.wait(ctx); err != nil {
+	if err := ctx.Err(); err != nil {
 		return err
 	}
 	frame := r.frame
@@ -307,7 +304,6 @@ func (r *row) measure(ctx context.Context, empty *ebpf.Program) error {
 	r.values = append(r.values, raw-harness)
 	r.empty = append(r.empty, floor)
 	r.extra = append(r.extra, harness)
-	r.done = time.Now()
 	if r.flows > r.packets {
 		r.next = (r.next + r.packets) % r.flows
 	}
@@ -346,19 +342,4 @@ func (r *row) checked(send func() (float64, uint32, error)) (float64, error) {
 		}
 	}
 	return took, nil
-}
-
-// wait waits until the row may be measured again.
-func (r *row) wait(ctx context.Context) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	timer := time.NewTimer(r.pause - time.Since(r.done))
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
 }
