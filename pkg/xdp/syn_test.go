@@ -391,7 +391,17 @@ func TestHalfOpenFlowsAreBounded(t *testing.T) {
 		f.wantState(c, closing.c.src, "closed")
 		f.expect(gone.answer(rst|ack), "tx_reverse")
 		// An evicted one: its backend is told, its client sends the SYN again.
-		first := c.syn(1000)
+		// Not just any: ports are drawn at random, and that of one that is gone
+		// may be another's by now.
+		users := make(map[[2]netip.AddrPort]int)
+		for _, out := range ports {
+			users[[2]netip.AddrPort{out.src, out.dst}]++
+		}
+		n := 1000
+		for out := ports[c.number(n)]; users[[2]netip.AddrPort{out.src, out.dst}] > 1; out = ports[c.number(n)] {
+			n++
+		}
+		first := c.syn(n)
 		f.expect(ports[first.src].answer(syn|ack), "tx_rst_backend")
 		f.expect(first, "tx_new")
 		f.wantNoDrift()
