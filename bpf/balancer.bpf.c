@@ -164,8 +164,8 @@ static __always_inline struct vip_hint *hint_of(const struct addr *addr)
 }
 
 /*
- * What most packets are: for no VIP, which is seen at first sight. They do not
- * pay for the way through finish().
+ * What most packets are: for no VIP, which is seen at first sight. They pay for
+ * nothing but their count: who captures takes an exit without a note for this.
  */
 static __always_inline int pass_stranger(void)
 {

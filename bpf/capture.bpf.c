@@ -2,12 +2,11 @@
 /*
  * Packets before and after the balancer, each pair with its verdict.
  *
- * Three tracing programs: packet_in at the entry of the XDP program, packet_out
- * at the exit of finish(), which knows the verdict, and packet_end at the exit of
- * the XDP program, for the packets that leave it without finish(). They are
- * attached to the running program while somebody captures; without them not an
- * instruction of theirs is in a packet's way. A packet is copied when it comes,
- * for only its end tells whether it is wanted.
+ * Two tracing programs, at the entry and at the exit of the XDP program, which
+ * notes its verdict in a table of its own. They are attached to the running
+ * program while somebody captures; without them not an instruction of theirs is
+ * in a packet's way. A packet is copied when it comes, for only its end tells
+ * whether it is wanted.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -44,8 +43,11 @@ const volatile __u32 snaplen_out = SNAPLEN_MAX;
 /* By enum verdict: whether such packets are wanted. */
 const volatile bool wanted[VERDICTS_MAX] = {};
 
-/* The enum verdict of a packet that leaves without finish(). */
-const volatile __u32 unfinished = 0;
+/* The enum verdict of a packet that leaves without one being noted. */
+const volatile __u32 unnoted = 0;
+
+/* Where the XDP program's table of verdicts has the last one. */
+const volatile __u32 last_verdict = 0;
 
 /*
  * Only packets from or to these addresses, before or after they were rewritten;
@@ -109,6 +111,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct tally);
 } tallies SEC(".maps");
+
+/* The XDP program's own; the size is set before loading. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} verdicts SEC(".maps");
 
 /* struct event and the bytes of the packet. */
 struct {
@@ -252,35 +262,32 @@ static __always_inline bool filtering(void)
 	       host_mask[3];
 }
 
+/* Where this CPU's last verdict is noted; NULL never. */
+static __always_inline __u64 *noted(void)
+{
+	__u32 index = last_verdict;
+
+	return bpf_map_lookup_elem(&verdicts, &index);
+}
+
 SEC("fentry/balancer")
 int BPF_PROG(packet_in, struct xdp_buff *xdp)
 {
 	__u32 zero = 0;
 	struct scratch *s = bpf_map_lookup_elem(&scratches, &zero);
 	struct tally *c = bpf_map_lookup_elem(&tallies, &zero);
+	__u64 *verdict = noted();
 
-	if (!s || !c)
+	if (!s || !c || !verdict)
 		return 0;
 	c->seen++;
+	*verdict = unnoted;
 	s->packet = (__u64)xdp;
 	s->event.received = bpf_ktime_get_ns();
 	s->event.in.len = packet_len(xdp);
 	s->event.in.captured = copy(s->data, snaplen_in, xdp);
 	s->matches = !filtering() || match(xdp);
 	return 0;
-}
-
-/* The packet at hand, which is none from now on; NULL when it is another one. */
-static __always_inline struct scratch *take(struct xdp_buff *xdp)
-{
-	__u32 zero = 0;
-	struct scratch *s = bpf_map_lookup_elem(&scratches, &zero);
-
-	/* It came before packet_in was attached, or was taken before. */
-	if (!s || s->packet != (__u64)xdp)
-		return NULL;
-	s->packet = 0;
-	return s;
 }
 
 /* Puts it into the ring if it is wanted. */
@@ -311,24 +318,19 @@ static __always_inline void give(struct scratch *s, struct xdp_buff *xdp,
 		c->lost++;
 }
 
-SEC("fexit/finish")
-int BPF_PROG(packet_out, struct xdp_buff *xdp, __u32 verdict, int action)
-{
-	struct scratch *s = take(xdp);
-
-	if (s)
-		give(s, xdp, verdict, action);
-	return 0;
-}
-
 /* After a tail call, too: what was called returns to here. */
 SEC("fexit/balancer")
-int BPF_PROG(packet_end, struct xdp_buff *xdp, int action)
+int BPF_PROG(packet_out, struct xdp_buff *xdp, int action)
 {
-	struct scratch *s = take(xdp);
+	__u32 zero = 0;
+	struct scratch *s = bpf_map_lookup_elem(&scratches, &zero);
+	__u64 *verdict = noted();
 
-	if (s)
-		give(s, xdp, unfinished, action);
+	/* It may have come before packet_in was attached. */
+	if (!s || !verdict || s->packet != (__u64)xdp)
+		return 0;
+	s->packet = 0;
+	give(s, xdp, *verdict, action);
 	return 0;
 }
 

@@ -57,9 +57,12 @@ enum verdict {
 	VERDICTS,
 };
 
+/* Counts by verdict; behind them, the verdict on this CPU's last packet. */
+#define LAST_VERDICT VERDICTS
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, VERDICTS);
+	__uint(max_entries, VERDICTS + 1);
 	__type(key, __u32);
 	__type(value, __u64);
 } verdicts SEC(".maps");
@@ -74,12 +77,22 @@ static __always_inline void count_verdict(enum verdict verdict)
 }
 
 /*
- * Global, and not inlined, for those who watch: `pgsteer capture` hooks in here
- * to see the packet as it leaves together with its verdict.
+ * `pgsteer capture` watches the program's exit, and finds the verdict noted.
+ * A function of its own to watch would be a call for each packet.
  */
-__noinline int finish(struct xdp_md *ctx, enum verdict verdict)
+static __always_inline void note_verdict(enum verdict verdict)
+{
+	__u32 index = LAST_VERDICT;
+	__u64 *last = bpf_map_lookup_elem(&verdicts, &index);
+
+	if (last)
+		*last = verdict;
+}
+
+static __always_inline int finish(struct xdp_md *ctx, enum verdict verdict)
 {
 	count_verdict(verdict);
+	note_verdict(verdict);
 	if (verdict < TX_NEW)
 		return XDP_PASS;
 	if (verdict >= DROP_FENCED)

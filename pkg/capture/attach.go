@@ -24,21 +24,16 @@ var ErrRefused = errors.New("this kernel refuses tracing programs even to root: 
 // Names in bpf/, which the sections of capture.bpf.c have, too.
 const (
 	linkPin     = "link"     // the pinned link of the XDP program
-	tailPin     = "programs" // the pinned array of the programs that it calls
-	exitFunc    = "finish"   // what tells the verdict of a packet that leaves
-	verdictEnum = "verdict"  // the enum of what finish is told
+	verdictEnum = "verdict"  // the enum of its verdicts
+	verdictsEnd = "VERDICTS" // the enum's last value, which is their number
 )
 
-// target is what there is to watch: the program that the packets come to,
-// first, and those that it hands them on to.
+// target is what there is to watch: the program that the packets come to. What
+// it hands them on to by a tail call returns to where that one was called.
 type target struct {
-	ifindex  int
-	iface    string // "if7" when it is in another network namespace
-	programs []ebpf.ProgramID
-}
-
-func (t target) equal(other target) bool {
-	return t.ifindex == other.ifindex && slices.Equal(t.programs, other.programs)
+	ifindex int
+	iface   string // "if7" when it is in another network namespace
+	program ebpf.ProgramID
 }
 
 // findTarget finds the running programs through the pins.
@@ -63,9 +58,9 @@ func findTarget(pinPath string) (target, error) {
 		return target{}, fmt.Errorf("%w: the interface of the link in %s is gone", ErrNotAttached, pinPath)
 	}
 	t := target{
-		ifindex:  int(xdp.Ifindex),
-		iface:    fmt.Sprintf("if%d", xdp.Ifindex),
-		programs: []ebpf.ProgramID{info.Program},
+		ifindex: int(xdp.Ifindex),
+		iface:   fmt.Sprintf("if%d", xdp.Ifindex),
+		program: info.Program,
 	}
 	// Numbers of interfaces mean something in their own namespace only.
 	if iface, err := netlink.LinkByIndex(t.ifindex); err == nil {
@@ -73,35 +68,7 @@ func findTarget(pinPath string) (target, error) {
 			t.iface = iface.Attrs().Name
 		}
 	}
-	called, err := tailCalled(pinPath)
-	t.programs = append(t.programs, called...)
-	return t, err
-}
-
-// tailCalled returns the programs that the first one hands packets on to: none
-// where it does it all.
-func tailCalled(pinPath string) ([]ebpf.ProgramID, error) {
-	array, err := ebpf.LoadPinnedMap(filepath.Join(pinPath, tailPin), &ebpf.LoadPinOptions{ReadOnly: true})
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("opening the pinned programs in %s: %w", pinPath, err)
-	}
-	defer array.Close()
-	var ids []ebpf.ProgramID
-	for i := range array.MaxEntries() {
-		var id uint32
-		err := array.Lookup(i, &id)
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("reading the pinned programs in %s: %w", pinPath, err)
-		}
-		ids = append(ids, ebpf.ProgramID(id))
-	}
-	return ids, nil
+	return t, nil
 }
 
 // verdictNames takes the names of the verdicts from the type information of the
@@ -121,60 +88,47 @@ func verdictNames(id ebpf.ProgramID) (verdicts, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the type information of XDP program %d: %w", id, err)
 	}
-	var exit *btf.Func
 	var enum *btf.Enum
-	if err := errors.Join(spec.TypeByName(exitFunc, &exit), spec.TypeByName(verdictEnum, &enum)); err != nil {
-		return nil, fmt.Errorf("XDP program %d cannot be watched; it is an older pgsteerd's, or not pgsteerd's at all: %w", id, err)
+	if err := spec.TypeByName(verdictEnum, &enum); err != nil {
+		return nil, fmt.Errorf("XDP program %d cannot be watched; it is not pgsteerd's: %w", id, err)
 	}
 	names := make(verdicts, len(enum.Values))
 	for _, v := range enum.Values {
-		// The last value counts the others: VERDICTS.
-		if _, _, ok := strings.Cut(v.Name, "_"); ok {
+		if v.Name != verdictsEnd {
 			names[uint32(v.Value)] = strings.ToLower(v.Name)
 		}
 	}
 	return names, nil
 }
 
-// attachment is the programs of a capture on those of a target.
+// attachment is the programs of a capture on that of a target.
 type attachment struct {
 	target target
 	links  []link.Link // to be closed in the opposite order
 }
 
-// attach loads the programs of the capture, once for each program of the
-// target: what a tracing program is attached to is fixed when it is loaded. All
-// exits come before the entry and stay until after it: a packet that was noted
-// at the entry and not crossed out at its exit would be taken for another one.
-func attach(t target, cfg *Config, names, wanted verdicts, maps *probeMaps) (*attachment, error) {
-	a := &attachment{target: t}
-	for i, id := range slices.Backward(t.programs) {
-		if err := a.add(id, i == 0, cfg, names, wanted, maps); err != nil {
-			return nil, errors.Join(err, a.close())
-		}
-	}
-	return a, nil
-}
-
-// add attaches to one program. Only the first one has an entry, which a tail
-// call jumps past, and an end: what it calls returns to there.
-func (a *attachment) add(id ebpf.ProgramID, first bool, cfg *Config, names, wanted verdicts, maps *probeMaps) error {
-	program, err := ebpf.NewProgramFromID(id)
+// attach puts the programs of the capture on the target's. The exit comes before
+// the entry and stays until after it: a packet that was noted at the entry and
+// not crossed out at the exit would be taken for another one.
+func attach(t target, cfg *Config, names, wanted verdicts, maps *captureMaps) (_ *attachment, err error) {
+	program, err := ebpf.NewProgramFromID(t.program)
 	if err != nil {
-		return fmt.Errorf("opening XDP program %d: %w", id, err)
+		return nil, fmt.Errorf("opening XDP program %d: %w", t.program, err)
 	}
 	defer program.Close()
+	noted, err := openVerdicts(cfg.PinPath, len(names))
+	if err != nil {
+		return nil, err
+	}
+	defer noted.Close()
 	spec, err := loadProbe()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := cfg.setKnobs(spec, names, wanted); err != nil {
-		return err
+		return nil, err
 	}
-	if !first {
-		delete(spec.Programs, probeProgPacketIn)
-		delete(spec.Programs, probeProgPacketEnd)
-	}
+	spec.Maps[probeMapVerdicts].MaxEntries = noted.MaxEntries()
 	for _, p := range spec.Programs {
 		p.AttachTarget = program
 	}
@@ -183,24 +137,35 @@ func (a *attachment) add(id ebpf.ProgramID, first bool, cfg *Config, names, want
 			probeMapEvents:    maps.Events,
 			probeMapScratches: maps.Scratches,
 			probeMapTallies:   maps.Tallies,
+			probeMapVerdicts:  noted,
 		},
 	})
 	if err != nil {
-		return explainLoad(err)
+		return nil, explainLoad(err)
 	}
 	defer loaded.Close() // the links hold what they need
-	for _, name := range []string{probeProgPacketOut, probeProgPacketEnd, probeProgPacketIn} {
-		p := loaded.Programs[name]
-		if p == nil {
-			continue
-		}
-		l, err := link.AttachTracing(link.TracingOptions{Program: p})
+	a := &attachment{target: t}
+	for _, name := range []string{probeProgPacketOut, probeProgPacketIn} {
+		l, err := link.AttachTracing(link.TracingOptions{Program: loaded.Programs[name]})
 		if err != nil {
-			return fmt.Errorf("attaching %s to XDP program %d: %w", name, id, err)
+			return nil, errors.Join(fmt.Errorf("attaching %s to XDP program %d: %w", name, t.program, err), a.close())
 		}
 		a.links = append(a.links, l)
 	}
-	return nil
+	return a, nil
+}
+
+// openVerdicts opens the table in which the program that is pinned counts its
+// verdicts. Behind them it has to have the last one.
+func openVerdicts(pinPath string, count int) (*ebpf.Map, error) {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(pinPath, probeMapVerdicts), nil)
+	if err != nil {
+		return nil, fmt.Errorf("opening the pinned verdicts in %s: %w", pinPath, err)
+	}
+	if int(m.MaxEntries()) != count+1 {
+		return nil, errors.Join(errors.New("the XDP program cannot be watched: it is an older pgsteerd's"), m.Close())
+	}
+	return m, nil
 }
 
 // explainLoad tells a kernel that refuses all such programs, to a process that

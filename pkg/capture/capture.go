@@ -16,6 +16,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
@@ -56,11 +57,19 @@ type Sink interface {
 	Flush() error
 }
 
+// captureMaps are the maps of a capture's own, which outlive what it is attached
+// to.
+type captureMaps struct {
+	Events    *ebpf.Map `ebpf:"events"`
+	Scratches *ebpf.Map `ebpf:"scratches"`
+	Tallies   *ebpf.Map `ebpf:"tallies"`
+}
+
 // A Capture is attached to the XDP program from Open to the end of Run.
 type Capture struct {
 	cfg      Config
 	wanted   verdicts
-	maps     probeMaps
+	maps     captureMaps
 	reader   *ringbuf.Reader
 	attached *attachment
 	boot     time.Time // when CLOCK_MONOTONIC was zero
@@ -104,9 +113,9 @@ func (c *Capture) open() error {
 	return c.attach(target)
 }
 
-// attach puts the programs of the capture on those of target.
+// attach puts the programs of the capture on the target's.
 func (c *Capture) attach(target target) error {
-	names, err := verdictNames(target.programs[0])
+	names, err := verdictNames(target.program)
 	if err != nil {
 		return err
 	}
@@ -125,7 +134,7 @@ func (c *Capture) attach(target target) error {
 func (c *Capture) Interface() string { return c.attached.target.iface }
 
 // Program is the kernel's number of the XDP program.
-func (c *Capture) Program() uint32 { return uint32(c.attached.target.programs[0]) }
+func (c *Capture) Program() uint32 { return uint32(c.attached.target.program) }
 
 // Run hands packets to the sink until ctx ends, cfg.Count packets were handed
 // over, or the sink returns an error. It detaches, hands over what is still in
@@ -186,7 +195,7 @@ func (c *Capture) Close() error {
 		errs = append(errs, c.reader.Close())
 	}
 	if c.maps.Events != nil {
-		errs = append(errs, c.maps.Close())
+		errs = append(errs, c.maps.Events.Close(), c.maps.Scratches.Close(), c.maps.Tallies.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -256,7 +265,7 @@ func (r *reading) drain() error {
 // verdicts may have had other numbers.
 func (r *reading) follow() error {
 	target, err := findTarget(r.cfg.PinPath)
-	if err != nil || target.equal(r.attached.target) {
+	if err != nil || target == r.attached.target {
 		return err
 	}
 	if err := r.detach(); err != nil {

@@ -157,9 +157,9 @@ func (c *Config) pick(names verdicts) (verdicts, error) {
 	return w, nil
 }
 
-// unfinished is the verdict of packets that leave the program early, not
-// through its function finish, which tells the others.
-const unfinished = "pass_not_vip"
+// unnoted is the verdict of packets that leave the program early, without a
+// note of it.
+const unnoted = "pass_not_vip"
 
 // number is the program's number of the verdict with that name.
 func (v verdicts) number(name string) (uint32, error) {
@@ -174,7 +174,7 @@ func (v verdicts) number(name string) (uint32, error) {
 // setKnobs gives the filter to the programs of the capture. Of all verdicts,
 // names, those in wanted are.
 func (c *Config) setKnobs(spec *ebpf.CollectionSpec, names, wanted verdicts) error {
-	early, err := names.number(unfinished)
+	early, err := names.number(unnoted)
 	if err != nil {
 		return err
 	}
@@ -197,7 +197,8 @@ func (c *Config) setKnobs(spec *ebpf.CollectionSpec, names, wanted verdicts) err
 		{probeVarSnaplenIn, in},
 		{probeVarSnaplenOut, out},
 		{probeVarWanted, flags},
-		{probeVarUnfinished, early},
+		{probeVarUnnoted, early},
+		{probeVarLastVerdict, uint32(len(names))},
 		{probeVarHost, host},
 		{probeVarHostMask, mask},
 		{probeVarPort, binary.NativeEndian.Uint16([]byte{byte(c.Port >> 8), byte(c.Port)})},

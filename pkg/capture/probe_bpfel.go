@@ -40,19 +40,20 @@ type probeTally struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	probeMapEvents     = "events"
-	probeMapScratches  = "scratches"
-	probeMapTallies    = "tallies"
-	probeProgPacketEnd = "packet_end"
-	probeProgPacketIn  = "packet_in"
-	probeProgPacketOut = "packet_out"
-	probeVarHost       = "host"
-	probeVarHostMask   = "host_mask"
-	probeVarPort       = "port"
-	probeVarSnaplenIn  = "snaplen_in"
-	probeVarSnaplenOut = "snaplen_out"
-	probeVarUnfinished = "unfinished"
-	probeVarWanted     = "wanted"
+	probeMapEvents      = "events"
+	probeMapScratches   = "scratches"
+	probeMapTallies     = "tallies"
+	probeMapVerdicts    = "verdicts"
+	probeProgPacketIn   = "packet_in"
+	probeProgPacketOut  = "packet_out"
+	probeVarHost        = "host"
+	probeVarHostMask    = "host_mask"
+	probeVarLastVerdict = "last_verdict"
+	probeVarPort        = "port"
+	probeVarSnaplenIn   = "snaplen_in"
+	probeVarSnaplenOut  = "snaplen_out"
+	probeVarUnnoted     = "unnoted"
+	probeVarWanted      = "wanted"
 )
 
 // loadProbe returns the embedded CollectionSpec for probe.
@@ -97,7 +98,6 @@ type probeSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type probeProgramSpecs struct {
-	PacketEnd *ebpf.ProgramSpec `ebpf:"packet_end"`
 	PacketIn  *ebpf.ProgramSpec `ebpf:"packet_in"`
 	PacketOut *ebpf.ProgramSpec `ebpf:"packet_out"`
 }
@@ -109,19 +109,21 @@ type probeMapSpecs struct {
 	Events    *ebpf.MapSpec `ebpf:"events"`
 	Scratches *ebpf.MapSpec `ebpf:"scratches"`
 	Tallies   *ebpf.MapSpec `ebpf:"tallies"`
+	Verdicts  *ebpf.MapSpec `ebpf:"verdicts"`
 }
 
 // probeVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type probeVariableSpecs struct {
-	Host       *ebpf.VariableSpec `ebpf:"host"`
-	HostMask   *ebpf.VariableSpec `ebpf:"host_mask"`
-	Port       *ebpf.VariableSpec `ebpf:"port"`
-	SnaplenIn  *ebpf.VariableSpec `ebpf:"snaplen_in"`
-	SnaplenOut *ebpf.VariableSpec `ebpf:"snaplen_out"`
-	Unfinished *ebpf.VariableSpec `ebpf:"unfinished"`
-	Wanted     *ebpf.VariableSpec `ebpf:"wanted"`
+	Host        *ebpf.VariableSpec `ebpf:"host"`
+	HostMask    *ebpf.VariableSpec `ebpf:"host_mask"`
+	LastVerdict *ebpf.VariableSpec `ebpf:"last_verdict"`
+	Port        *ebpf.VariableSpec `ebpf:"port"`
+	SnaplenIn   *ebpf.VariableSpec `ebpf:"snaplen_in"`
+	SnaplenOut  *ebpf.VariableSpec `ebpf:"snaplen_out"`
+	Unnoted     *ebpf.VariableSpec `ebpf:"unnoted"`
+	Wanted      *ebpf.VariableSpec `ebpf:"wanted"`
 }
 
 // probeObjects contains all objects after they have been loaded into the kernel.
@@ -147,6 +149,7 @@ type probeMaps struct {
 	Events    *ebpf.Map `ebpf:"events"`
 	Scratches *ebpf.Map `ebpf:"scratches"`
 	Tallies   *ebpf.Map `ebpf:"tallies"`
+	Verdicts  *ebpf.Map `ebpf:"verdicts"`
 }
 
 func (m *probeMaps) Close() error {
@@ -154,6 +157,7 @@ func (m *probeMaps) Close() error {
 		m.Events,
 		m.Scratches,
 		m.Tallies,
+		m.Verdicts,
 	)
 }
 
@@ -161,27 +165,26 @@ func (m *probeMaps) Close() error {
 //
 // It can be passed to loadProbeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type probeVariables struct {
-	Host       *ebpf.Variable `ebpf:"host"`
-	HostMask   *ebpf.Variable `ebpf:"host_mask"`
-	Port       *ebpf.Variable `ebpf:"port"`
-	SnaplenIn  *ebpf.Variable `ebpf:"snaplen_in"`
-	SnaplenOut *ebpf.Variable `ebpf:"snaplen_out"`
-	Unfinished *ebpf.Variable `ebpf:"unfinished"`
-	Wanted     *ebpf.Variable `ebpf:"wanted"`
+	Host        *ebpf.Variable `ebpf:"host"`
+	HostMask    *ebpf.Variable `ebpf:"host_mask"`
+	LastVerdict *ebpf.Variable `ebpf:"last_verdict"`
+	Port        *ebpf.Variable `ebpf:"port"`
+	SnaplenIn   *ebpf.Variable `ebpf:"snaplen_in"`
+	SnaplenOut  *ebpf.Variable `ebpf:"snaplen_out"`
+	Unnoted     *ebpf.Variable `ebpf:"unnoted"`
+	Wanted      *ebpf.Variable `ebpf:"wanted"`
 }
 
 // probePrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadProbeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type probePrograms struct {
-	PacketEnd *ebpf.Program `ebpf:"packet_end"`
 	PacketIn  *ebpf.Program `ebpf:"packet_in"`
 	PacketOut *ebpf.Program `ebpf:"packet_out"`
 }
 
 func (p *probePrograms) Close() error {
 	return _ProbeClose(
-		p.PacketEnd,
 		p.PacketIn,
 		p.PacketOut,
 	)
