@@ -49,6 +49,15 @@ func testPoolerKilled(t *testing.T, l *lab.Lab) {
 	if lost := held.Lost(t.Context()); lost != 10 {
 		t.Errorf("%d of 30 connections are lost, want the 10 of %s", lost, victim)
 	}
+	// Who goes is counted until the pooler has closed, too: a slow one's place
+	// would be given to somebody else's.
+	eventually(t, 10*time.Second, func() error {
+		n, err := counts(l, owner)
+		if err == nil && !slices.Equal(n, []int64{10, 0, 10}) {
+			err = fmt.Errorf("%s counts %v connections", owner, n)
+		}
+		return err
+	})
 	more, err := load.Hold(within(t, time.Minute), 20, connector(t, l))
 	if err != nil {
 		t.Fatalf("connecting while %s is down: %v", victim, err)
