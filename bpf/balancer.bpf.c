@@ -26,6 +26,7 @@
 #include "maps.h"
 #include "parse.h"
 #include "budget.h"
+#include "events.h"
 #include "flow.h"
 #include "scheduler.h"
 #include "nat.h"
@@ -37,6 +38,7 @@
 #include "open.h"
 #include "icmp.h"
 #include "requests.h"
+#include "replica.h"
 
 static __always_inline enum verdict handle_flow(struct xdp_md *ctx,
 						struct packet *p,
@@ -275,9 +277,11 @@ int pass(struct xdp_md *ctx)
 const struct reap_request *unused_reap_request __attribute__((unused));
 const struct clear_request *unused_clear_request __attribute__((unused));
 const struct clock_request *unused_clock_request __attribute__((unused));
+const struct flow_event *unused_flow_event __attribute__((unused));
 const struct network *unused_network __attribute__((unused));
 const enum verdict *unused_verdict __attribute__((unused));
 const enum flow_flag *unused_flow_flag __attribute__((unused));
+const enum replica_answer *unused_replica_answer __attribute__((unused));
 const enum slot_flag *unused_slot_flag __attribute__((unused));
 const enum service_flag *unused_service_flag __attribute__((unused));
 

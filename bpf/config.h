@@ -88,6 +88,12 @@ const volatile __u32 snat_count = 55296;
  */
 const volatile bool tx_redirect = false;
 
+/* There is another node, which is told of each change of a flow. */
+const volatile bool replicating = false;
+
+/* Bytes in the ring of such changes: some 40,000. A page without another node. */
+#define EVENT_RING (4 << 20)
+
 /* Packets may come in more than one piece: jumbo frames (kernel 5.18). */
 const volatile bool frags = false;
 

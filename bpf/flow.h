@@ -2,6 +2,7 @@
 /*
  * flow.h: the life of a flow.
  *
+ *   flow_mirrored()  the key of what answers a packet with a key
  *   flow_peer_key()  the key of a half's other half
  *   flow_track_*()   a packet with SYN, FIN or RST, or the client's first ACK
  *   flow_close()     the only place where an active count goes down
@@ -61,16 +62,22 @@ static __always_inline __u32 age_units(__u64 now)
 	return now >> AGE_SHIFT;
 }
 
-static __always_inline struct flow_key flow_peer_key(const struct flow *half)
+/* The key of what answers such a packet. */
+static __always_inline struct flow_key flow_mirrored(const struct flow_key *key)
 {
-	struct flow_key key = {
-		.saddr = half->rewritten.daddr,
-		.daddr = half->rewritten.saddr,
-		.sport = half->rewritten.dport,
-		.dport = half->rewritten.sport,
+	struct flow_key mirrored = {
+		.saddr = key->daddr,
+		.daddr = key->saddr,
+		.sport = key->dport,
+		.dport = key->sport,
 	};
 
-	return key;
+	return mirrored;
+}
+
+static __always_inline struct flow_key flow_peer_key(const struct flow *half)
+{
+	return flow_mirrored(&half->rewritten);
 }
 
 static __always_inline struct load *load_of(__u32 backend)
@@ -170,15 +177,14 @@ static __noinline void flow_track_client(struct flow *forward,
 					 const struct packet *p)
 {
 	__u8 flags = tcp_flags(p->tcp);
+	__u32 before = forward->flags;
 
 	if (flags & TCP_RST) {
 		struct flow_key key = flow_peer_key(forward);
 
 		if (rst_is_valid(bpf_map_lookup_elem(&flows, &key), p->tcp))
 			flow_reset(forward);
-		return;
-	}
-	if (flags & TCP_ACK &&
+	} else if (flags & TCP_ACK &&
 	    (forward->flags & (FLOW_SYN_ACK | FLOW_ESTABLISHED)) ==
 		    FLOW_SYN_ACK) {
 		__sync_fetch_and_or(&forward->flags, FLOW_ESTABLISHED);
@@ -186,7 +192,7 @@ static __noinline void flow_track_client(struct flow *forward,
 		if (!(forward->flags & FLOW_FIN_CLIENT)) /* else no ticket */
 			handshake_end(forward);
 	}
-	if (flags & TCP_FIN) {
+	if (flags & TCP_FIN && !(flags & TCP_RST)) {
 		if (!(forward->flags & FLOW_FIN_CLIENT))
 			forward->ticket =
 				bpf_ntohl(p->tcp->seq) + payload_len(p) + 1;
@@ -194,6 +200,8 @@ static __noinline void flow_track_client(struct flow *forward,
 		    FLOW_FIN_BACKEND)
 			flow_close(forward);
 	}
+	if (forward->flags != before)
+		tell_changed(&p->key, forward, 0);
 }
 
 /* Count how long the backend took to accept. */
@@ -225,10 +233,11 @@ static __noinline void flow_track_backend(const struct flow *reverse,
 	struct flow_key key = flow_peer_key(reverse);
 	struct flow *forward = bpf_map_lookup_elem(&flows, &key);
 	__u8 flags = tcp_flags(p->tcp);
-	__u32 old;
+	__u32 before, old;
 
 	if (!forward)
 		return;
+	before = forward->flags;
 	if (flags & TCP_RST) {
 		if (rst_is_valid(forward, p->tcp))
 			flow_reset(forward);
@@ -250,6 +259,8 @@ static __noinline void flow_track_backend(const struct flow *reverse,
 		if (old & FLOW_FIN_CLIENT)
 			flow_close(forward);
 	}
+	if (forward->flags != before)
+		tell_changed(&key, forward, reverse->ack);
 }
 
 /*
@@ -271,6 +282,9 @@ static __always_inline bool flow_take(struct flow *forward,
 	if (now == forward)
 		return true;
 	__sync_fetch_and_and(&forward->flags, ~FLOW_TAKEN);
+	/* Whose it is may have been changed meanwhile, and was not told of. */
+	if (replicating)
+		count_lost_event();
 	return false;
 }
 
@@ -280,6 +294,7 @@ static __always_inline void flow_remove(struct flow *forward,
 {
 	struct flow_key peer = flow_peer_key(forward);
 
+	tell_gone(key, forward);
 	flow_close(forward);
 	if (!(forward->flags & (FLOW_ESTABLISHED | FLOW_FIN_CLIENT)))
 		handshake_end(forward);

@@ -21,6 +21,8 @@
 #define tickets tickets6
 #define allowed allowed6
 #define sources sources6
+#define events events6
+#define lost_events lost_events6
 #endif
 
 /* Virtual address to what is known of it. */
@@ -42,6 +44,14 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } leases SEC(".maps");
+
+/* Whether this node may answer for it now. */
+static __always_inline bool leased(__u32 index, __u64 now)
+{
+	__u64 *until = bpf_map_lookup_elem(&leases, &index);
+
+	return until && now < *until;
+}
 
 /*
  * By the last byte of an address: the VIPs that end in it. What is not for a
@@ -164,6 +174,20 @@ struct {
 	__type(key, __u32);
 	__type(value, struct bucket);
 } buckets SEC(".maps");
+
+/* Changes of flows, for the other node: struct flow_event. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, EVENT_RING);
+} events SEC(".maps");
+
+/* How many found no room there. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} lost_events SEC(".maps");
 
 enum { PROGRAM_IPV6, PROGRAMS };
 

@@ -9,13 +9,6 @@
 #ifndef PGSTEER_NEIGHBOUR_H
 #define PGSTEER_NEIGHBOUR_H
 
-static __always_inline bool leased(__u32 index, __u64 now)
-{
-	__u64 *until = bpf_map_lookup_elem(&leases, &index);
-
-	return until && now < *until;
-}
-
 /* Whether the address is a VIP that this node has no lease for. */
 static __always_inline bool is_fenced(const struct addr *addr)
 {

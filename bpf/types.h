@@ -269,6 +269,39 @@ struct clear_request {
 	__u64 pad;
 };
 
+/* A flow has changed: what the other node has to know of it. */
+struct flow_event {
+	struct flow_key key; /* of the forward half */
+	__u32 gone; /* it is forgotten */
+	struct flow forward; /* as it is now */
+	__u32 reverse_ack; /* of the reverse half; 0: not at hand */
+	__u32 pad;
+};
+
+/* What became of a replica. */
+enum replica_answer {
+	REPLICA_STORED = 1,
+	REPLICA_REMOVED = 2,
+	REPLICA_UNKNOWN = 3, /* to be removed, but not there */
+	REPLICA_OWN = 4, /* this node serves the address itself */
+	REPLICA_NO_ROOM = 5,
+	REPLICA_BUSY = 6, /* somebody else is replacing the entry */
+};
+
+/* A flow of the other node's, to be stored or to be removed. */
+struct replica {
+	struct flow_key key; /* of the forward half */
+	__u32 gone; /* remove it */
+	struct flow forward; /* but for the checksum differences */
+	__u32 reverse_ack; /* 0: not known */
+	__u16 reverse_vip; /* index into leases */
+	__u16 pad;
+	__u64 reverse_packets;
+	__u64 reverse_bytes;
+	__u32 answer; /* enum replica_answer */
+	__u32 pad2;
+};
+
 /* What time it is, on both clocks. */
 struct clock_request {
 	__u64 jiffies;

@@ -51,3 +51,10 @@ type FlowID struct{ Client, Service, SNAT, Backend netip.AddrPort }
 
 // ID returns the record's identity.
 func (r *FlowRecord) ID() FlowID { return FlowID{r.Client, r.Service, r.SNAT, r.Backend} }
+
+// FlowChange is what has become of a flow: it is as the record says now, or it
+// is forgotten.
+type FlowChange struct {
+	Record FlowRecord
+	Gone   bool
+}

@@ -16,50 +16,57 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	balancer6MapAllowed6           = "allowed6"
-	balancer6MapBackendIds6        = "backend_ids6"
-	balancer6MapBackends6          = "backends6"
-	balancer6MapBuckets            = "buckets"
-	balancer6MapConnectTimes       = "connect_times"
-	balancer6MapFlows6             = "flows6"
-	balancer6MapHandshakes6        = "handshakes6"
-	balancer6MapLeases6            = "leases6"
-	balancer6MapLoads              = "loads"
-	balancer6MapPrograms           = "programs"
-	balancer6MapSchedules          = "schedules"
-	balancer6MapScratches          = "scratches"
-	balancer6MapServices6          = "services6"
-	balancer6MapSources6           = "sources6"
-	balancer6MapTickets6           = "tickets6"
-	balancer6MapTraffics           = "traffics"
-	balancer6MapVerdicts           = "verdicts"
-	balancer6MapVipHints6          = "vip_hints6"
-	balancer6MapVips6              = "vips6"
-	balancer6ProgBalancer6         = "balancer6"
-	balancer6ProgReap              = "reap"
-	balancer6VarFrags              = "frags"
-	balancer6VarHalfOpenMask       = "half_open_mask"
-	balancer6VarJiffy              = "jiffy"
-	balancer6VarOwnMacHead         = "own_mac_head"
-	balancer6VarOwnMacTail         = "own_mac_tail"
-	balancer6VarRstBurst           = "rst_burst"
-	balancer6VarRstRate            = "rst_rate"
-	balancer6VarSeed               = "seed"
-	balancer6VarSnatCount          = "snat_count"
-	balancer6VarSnatLow            = "snat_low"
-	balancer6VarSuspectTime        = "suspect_time"
-	balancer6VarSynSourceRate      = "syn_source_rate"
-	balancer6VarSynTotalBurst      = "syn_total_burst"
-	balancer6VarSynTotalRate       = "syn_total_rate"
-	balancer6VarTxRedirect         = "tx_redirect"
-	balancer6VarUnusedClearRequest = "unused_clear_request"
-	balancer6VarUnusedClockRequest = "unused_clock_request"
-	balancer6VarUnusedFlowFlag     = "unused_flow_flag"
-	balancer6VarUnusedNetwork      = "unused_network"
-	balancer6VarUnusedReapRequest  = "unused_reap_request"
-	balancer6VarUnusedServiceFlag  = "unused_service_flag"
-	balancer6VarUnusedSlotFlag     = "unused_slot_flag"
-	balancer6VarUnusedVerdict      = "unused_verdict"
+	balancer6MapAllowed6            = "allowed6"
+	balancer6MapBackendIds6         = "backend_ids6"
+	balancer6MapBackends6           = "backends6"
+	balancer6MapBuckets             = "buckets"
+	balancer6MapConnectTimes        = "connect_times"
+	balancer6MapEvents6             = "events6"
+	balancer6MapFlows6              = "flows6"
+	balancer6MapHandshakes6         = "handshakes6"
+	balancer6MapLeases6             = "leases6"
+	balancer6MapLoads               = "loads"
+	balancer6MapLostEvents6         = "lost_events6"
+	balancer6MapPrograms            = "programs"
+	balancer6MapSchedules           = "schedules"
+	balancer6MapScratches           = "scratches"
+	balancer6MapServices6           = "services6"
+	balancer6MapSources6            = "sources6"
+	balancer6MapTickets6            = "tickets6"
+	balancer6MapTraffics            = "traffics"
+	balancer6MapVerdicts            = "verdicts"
+	balancer6MapVipHints6           = "vip_hints6"
+	balancer6MapVips6               = "vips6"
+	balancer6ProgBalancer6          = "balancer6"
+	balancer6ProgReap               = "reap"
+	balancer6ProgReplicate          = "replicate"
+	balancer6VarFrags               = "frags"
+	balancer6VarHalfOpenMask        = "half_open_mask"
+	balancer6VarJiffy               = "jiffy"
+	balancer6VarOwnMacHead          = "own_mac_head"
+	balancer6VarOwnMacTail          = "own_mac_tail"
+	balancer6VarReplicating         = "replicating"
+	balancer6VarRstBurst            = "rst_burst"
+	balancer6VarRstRate             = "rst_rate"
+	balancer6VarSeed                = "seed"
+	balancer6VarSnatCount           = "snat_count"
+	balancer6VarSnatLow             = "snat_low"
+	balancer6VarSuspectTime         = "suspect_time"
+	balancer6VarSynSourceRate       = "syn_source_rate"
+	balancer6VarSynTotalBurst       = "syn_total_burst"
+	balancer6VarSynTotalRate        = "syn_total_rate"
+	balancer6VarTxRedirect          = "tx_redirect"
+	balancer6VarUnusedClearRequest  = "unused_clear_request"
+	balancer6VarUnusedClockRequest  = "unused_clock_request"
+	balancer6VarUnusedFlowEvent     = "unused_flow_event"
+	balancer6VarUnusedFlowFlag      = "unused_flow_flag"
+	balancer6VarUnusedNetwork       = "unused_network"
+	balancer6VarUnusedReapRequest   = "unused_reap_request"
+	balancer6VarUnusedReplica       = "unused_replica"
+	balancer6VarUnusedReplicaAnswer = "unused_replica_answer"
+	balancer6VarUnusedServiceFlag   = "unused_service_flag"
+	balancer6VarUnusedSlotFlag      = "unused_slot_flag"
+	balancer6VarUnusedVerdict       = "unused_verdict"
 )
 
 // loadBalancer6 returns the embedded CollectionSpec for balancer6.
@@ -106,6 +113,7 @@ type balancer6Specs struct {
 type balancer6ProgramSpecs struct {
 	Balancer6 *ebpf.ProgramSpec `ebpf:"balancer6"`
 	Reap      *ebpf.ProgramSpec `ebpf:"reap"`
+	Replicate *ebpf.ProgramSpec `ebpf:"replicate"`
 }
 
 // balancer6MapSpecs contains maps before they are loaded into the kernel.
@@ -117,10 +125,12 @@ type balancer6MapSpecs struct {
 	Backends6    *ebpf.MapSpec `ebpf:"backends6"`
 	Buckets      *ebpf.MapSpec `ebpf:"buckets"`
 	ConnectTimes *ebpf.MapSpec `ebpf:"connect_times"`
+	Events6      *ebpf.MapSpec `ebpf:"events6"`
 	Flows6       *ebpf.MapSpec `ebpf:"flows6"`
 	Handshakes6  *ebpf.MapSpec `ebpf:"handshakes6"`
 	Leases6      *ebpf.MapSpec `ebpf:"leases6"`
 	Loads        *ebpf.MapSpec `ebpf:"loads"`
+	LostEvents6  *ebpf.MapSpec `ebpf:"lost_events6"`
 	Programs     *ebpf.MapSpec `ebpf:"programs"`
 	Schedules    *ebpf.MapSpec `ebpf:"schedules"`
 	Scratches    *ebpf.MapSpec `ebpf:"scratches"`
@@ -137,29 +147,33 @@ type balancer6MapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type balancer6VariableSpecs struct {
-	Frags              *ebpf.VariableSpec `ebpf:"frags"`
-	HalfOpenMask       *ebpf.VariableSpec `ebpf:"half_open_mask"`
-	Jiffy              *ebpf.VariableSpec `ebpf:"jiffy"`
-	OwnMacHead         *ebpf.VariableSpec `ebpf:"own_mac_head"`
-	OwnMacTail         *ebpf.VariableSpec `ebpf:"own_mac_tail"`
-	RstBurst           *ebpf.VariableSpec `ebpf:"rst_burst"`
-	RstRate            *ebpf.VariableSpec `ebpf:"rst_rate"`
-	Seed               *ebpf.VariableSpec `ebpf:"seed"`
-	SnatCount          *ebpf.VariableSpec `ebpf:"snat_count"`
-	SnatLow            *ebpf.VariableSpec `ebpf:"snat_low"`
-	SuspectTime        *ebpf.VariableSpec `ebpf:"suspect_time"`
-	SynSourceRate      *ebpf.VariableSpec `ebpf:"syn_source_rate"`
-	SynTotalBurst      *ebpf.VariableSpec `ebpf:"syn_total_burst"`
-	SynTotalRate       *ebpf.VariableSpec `ebpf:"syn_total_rate"`
-	TxRedirect         *ebpf.VariableSpec `ebpf:"tx_redirect"`
-	UnusedClearRequest *ebpf.VariableSpec `ebpf:"unused_clear_request"`
-	UnusedClockRequest *ebpf.VariableSpec `ebpf:"unused_clock_request"`
-	UnusedFlowFlag     *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
-	UnusedNetwork      *ebpf.VariableSpec `ebpf:"unused_network"`
-	UnusedReapRequest  *ebpf.VariableSpec `ebpf:"unused_reap_request"`
-	UnusedServiceFlag  *ebpf.VariableSpec `ebpf:"unused_service_flag"`
-	UnusedSlotFlag     *ebpf.VariableSpec `ebpf:"unused_slot_flag"`
-	UnusedVerdict      *ebpf.VariableSpec `ebpf:"unused_verdict"`
+	Frags               *ebpf.VariableSpec `ebpf:"frags"`
+	HalfOpenMask        *ebpf.VariableSpec `ebpf:"half_open_mask"`
+	Jiffy               *ebpf.VariableSpec `ebpf:"jiffy"`
+	OwnMacHead          *ebpf.VariableSpec `ebpf:"own_mac_head"`
+	OwnMacTail          *ebpf.VariableSpec `ebpf:"own_mac_tail"`
+	Replicating         *ebpf.VariableSpec `ebpf:"replicating"`
+	RstBurst            *ebpf.VariableSpec `ebpf:"rst_burst"`
+	RstRate             *ebpf.VariableSpec `ebpf:"rst_rate"`
+	Seed                *ebpf.VariableSpec `ebpf:"seed"`
+	SnatCount           *ebpf.VariableSpec `ebpf:"snat_count"`
+	SnatLow             *ebpf.VariableSpec `ebpf:"snat_low"`
+	SuspectTime         *ebpf.VariableSpec `ebpf:"suspect_time"`
+	SynSourceRate       *ebpf.VariableSpec `ebpf:"syn_source_rate"`
+	SynTotalBurst       *ebpf.VariableSpec `ebpf:"syn_total_burst"`
+	SynTotalRate        *ebpf.VariableSpec `ebpf:"syn_total_rate"`
+	TxRedirect          *ebpf.VariableSpec `ebpf:"tx_redirect"`
+	UnusedClearRequest  *ebpf.VariableSpec `ebpf:"unused_clear_request"`
+	UnusedClockRequest  *ebpf.VariableSpec `ebpf:"unused_clock_request"`
+	UnusedFlowEvent     *ebpf.VariableSpec `ebpf:"unused_flow_event"`
+	UnusedFlowFlag      *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
+	UnusedNetwork       *ebpf.VariableSpec `ebpf:"unused_network"`
+	UnusedReapRequest   *ebpf.VariableSpec `ebpf:"unused_reap_request"`
+	UnusedReplica       *ebpf.VariableSpec `ebpf:"unused_replica"`
+	UnusedReplicaAnswer *ebpf.VariableSpec `ebpf:"unused_replica_answer"`
+	UnusedServiceFlag   *ebpf.VariableSpec `ebpf:"unused_service_flag"`
+	UnusedSlotFlag      *ebpf.VariableSpec `ebpf:"unused_slot_flag"`
+	UnusedVerdict       *ebpf.VariableSpec `ebpf:"unused_verdict"`
 }
 
 // balancer6Objects contains all objects after they have been loaded into the kernel.
@@ -187,10 +201,12 @@ type balancer6Maps struct {
 	Backends6    *ebpf.Map `ebpf:"backends6"`
 	Buckets      *ebpf.Map `ebpf:"buckets"`
 	ConnectTimes *ebpf.Map `ebpf:"connect_times"`
+	Events6      *ebpf.Map `ebpf:"events6"`
 	Flows6       *ebpf.Map `ebpf:"flows6"`
 	Handshakes6  *ebpf.Map `ebpf:"handshakes6"`
 	Leases6      *ebpf.Map `ebpf:"leases6"`
 	Loads        *ebpf.Map `ebpf:"loads"`
+	LostEvents6  *ebpf.Map `ebpf:"lost_events6"`
 	Programs     *ebpf.Map `ebpf:"programs"`
 	Schedules    *ebpf.Map `ebpf:"schedules"`
 	Scratches    *ebpf.Map `ebpf:"scratches"`
@@ -210,10 +226,12 @@ func (m *balancer6Maps) Close() error {
 		m.Backends6,
 		m.Buckets,
 		m.ConnectTimes,
+		m.Events6,
 		m.Flows6,
 		m.Handshakes6,
 		m.Leases6,
 		m.Loads,
+		m.LostEvents6,
 		m.Programs,
 		m.Schedules,
 		m.Scratches,
@@ -231,29 +249,33 @@ func (m *balancer6Maps) Close() error {
 //
 // It can be passed to loadBalancer6Objects or ebpf.CollectionSpec.LoadAndAssign.
 type balancer6Variables struct {
-	Frags              *ebpf.Variable `ebpf:"frags"`
-	HalfOpenMask       *ebpf.Variable `ebpf:"half_open_mask"`
-	Jiffy              *ebpf.Variable `ebpf:"jiffy"`
-	OwnMacHead         *ebpf.Variable `ebpf:"own_mac_head"`
-	OwnMacTail         *ebpf.Variable `ebpf:"own_mac_tail"`
-	RstBurst           *ebpf.Variable `ebpf:"rst_burst"`
-	RstRate            *ebpf.Variable `ebpf:"rst_rate"`
-	Seed               *ebpf.Variable `ebpf:"seed"`
-	SnatCount          *ebpf.Variable `ebpf:"snat_count"`
-	SnatLow            *ebpf.Variable `ebpf:"snat_low"`
-	SuspectTime        *ebpf.Variable `ebpf:"suspect_time"`
-	SynSourceRate      *ebpf.Variable `ebpf:"syn_source_rate"`
-	SynTotalBurst      *ebpf.Variable `ebpf:"syn_total_burst"`
-	SynTotalRate       *ebpf.Variable `ebpf:"syn_total_rate"`
-	TxRedirect         *ebpf.Variable `ebpf:"tx_redirect"`
-	UnusedClearRequest *ebpf.Variable `ebpf:"unused_clear_request"`
-	UnusedClockRequest *ebpf.Variable `ebpf:"unused_clock_request"`
-	UnusedFlowFlag     *ebpf.Variable `ebpf:"unused_flow_flag"`
-	UnusedNetwork      *ebpf.Variable `ebpf:"unused_network"`
-	UnusedReapRequest  *ebpf.Variable `ebpf:"unused_reap_request"`
-	UnusedServiceFlag  *ebpf.Variable `ebpf:"unused_service_flag"`
-	UnusedSlotFlag     *ebpf.Variable `ebpf:"unused_slot_flag"`
-	UnusedVerdict      *ebpf.Variable `ebpf:"unused_verdict"`
+	Frags               *ebpf.Variable `ebpf:"frags"`
+	HalfOpenMask        *ebpf.Variable `ebpf:"half_open_mask"`
+	Jiffy               *ebpf.Variable `ebpf:"jiffy"`
+	OwnMacHead          *ebpf.Variable `ebpf:"own_mac_head"`
+	OwnMacTail          *ebpf.Variable `ebpf:"own_mac_tail"`
+	Replicating         *ebpf.Variable `ebpf:"replicating"`
+	RstBurst            *ebpf.Variable `ebpf:"rst_burst"`
+	RstRate             *ebpf.Variable `ebpf:"rst_rate"`
+	Seed                *ebpf.Variable `ebpf:"seed"`
+	SnatCount           *ebpf.Variable `ebpf:"snat_count"`
+	SnatLow             *ebpf.Variable `ebpf:"snat_low"`
+	SuspectTime         *ebpf.Variable `ebpf:"suspect_time"`
+	SynSourceRate       *ebpf.Variable `ebpf:"syn_source_rate"`
+	SynTotalBurst       *ebpf.Variable `ebpf:"syn_total_burst"`
+	SynTotalRate        *ebpf.Variable `ebpf:"syn_total_rate"`
+	TxRedirect          *ebpf.Variable `ebpf:"tx_redirect"`
+	UnusedClearRequest  *ebpf.Variable `ebpf:"unused_clear_request"`
+	UnusedClockRequest  *ebpf.Variable `ebpf:"unused_clock_request"`
+	UnusedFlowEvent     *ebpf.Variable `ebpf:"unused_flow_event"`
+	UnusedFlowFlag      *ebpf.Variable `ebpf:"unused_flow_flag"`
+	UnusedNetwork       *ebpf.Variable `ebpf:"unused_network"`
+	UnusedReapRequest   *ebpf.Variable `ebpf:"unused_reap_request"`
+	UnusedReplica       *ebpf.Variable `ebpf:"unused_replica"`
+	UnusedReplicaAnswer *ebpf.Variable `ebpf:"unused_replica_answer"`
+	UnusedServiceFlag   *ebpf.Variable `ebpf:"unused_service_flag"`
+	UnusedSlotFlag      *ebpf.Variable `ebpf:"unused_slot_flag"`
+	UnusedVerdict       *ebpf.Variable `ebpf:"unused_verdict"`
 }
 
 // balancer6Programs contains all programs after they have been loaded into the kernel.
@@ -262,12 +284,14 @@ type balancer6Variables struct {
 type balancer6Programs struct {
 	Balancer6 *ebpf.Program `ebpf:"balancer6"`
 	Reap      *ebpf.Program `ebpf:"reap"`
+	Replicate *ebpf.Program `ebpf:"replicate"`
 }
 
 func (p *balancer6Programs) Close() error {
 	return _Balancer6Close(
 		p.Balancer6,
 		p.Reap,
+		p.Replicate,
 	)
 }
 

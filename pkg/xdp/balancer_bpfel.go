@@ -26,6 +26,17 @@ const (
 	balancerFlowFlagFLOW_TIME_WAIT   balancerFlowFlag = 256
 )
 
+type balancerReplicaAnswer uint32
+
+const (
+	balancerReplicaAnswerREPLICA_STORED  balancerReplicaAnswer = 1
+	balancerReplicaAnswerREPLICA_REMOVED balancerReplicaAnswer = 2
+	balancerReplicaAnswerREPLICA_UNKNOWN balancerReplicaAnswer = 3
+	balancerReplicaAnswerREPLICA_OWN     balancerReplicaAnswer = 4
+	balancerReplicaAnswerREPLICA_NO_ROOM balancerReplicaAnswer = 5
+	balancerReplicaAnswerREPLICA_BUSY    balancerReplicaAnswer = 6
+)
+
 type balancerServiceFlag uint32
 
 const (
@@ -89,53 +100,60 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	balancerMapAllowed            = "allowed"
-	balancerMapBackendIds         = "backend_ids"
-	balancerMapBackends           = "backends"
-	balancerMapBuckets            = "buckets"
-	balancerMapConnectTimes       = "connect_times"
-	balancerMapFlows              = "flows"
-	balancerMapHandshakes         = "handshakes"
-	balancerMapLeases             = "leases"
-	balancerMapLoads              = "loads"
-	balancerMapPrograms           = "programs"
-	balancerMapSchedules          = "schedules"
-	balancerMapScratches          = "scratches"
-	balancerMapServices           = "services"
-	balancerMapSources            = "sources"
-	balancerMapTickets            = "tickets"
-	balancerMapTraffics           = "traffics"
-	balancerMapVerdicts           = "verdicts"
-	balancerMapVipHints           = "vip_hints"
-	balancerMapVips               = "vips"
-	balancerProgBalancer          = "balancer"
-	balancerProgClearSlot         = "clear_slot"
-	balancerProgPass              = "pass"
-	balancerProgReadClock         = "read_clock"
-	balancerProgReap              = "reap"
-	balancerVarFrags              = "frags"
-	balancerVarHalfOpenMask       = "half_open_mask"
-	balancerVarJiffy              = "jiffy"
-	balancerVarOwnMacHead         = "own_mac_head"
-	balancerVarOwnMacTail         = "own_mac_tail"
-	balancerVarRstBurst           = "rst_burst"
-	balancerVarRstRate            = "rst_rate"
-	balancerVarSeed               = "seed"
-	balancerVarSnatCount          = "snat_count"
-	balancerVarSnatLow            = "snat_low"
-	balancerVarSuspectTime        = "suspect_time"
-	balancerVarSynSourceRate      = "syn_source_rate"
-	balancerVarSynTotalBurst      = "syn_total_burst"
-	balancerVarSynTotalRate       = "syn_total_rate"
-	balancerVarTxRedirect         = "tx_redirect"
-	balancerVarUnusedClearRequest = "unused_clear_request"
-	balancerVarUnusedClockRequest = "unused_clock_request"
-	balancerVarUnusedFlowFlag     = "unused_flow_flag"
-	balancerVarUnusedNetwork      = "unused_network"
-	balancerVarUnusedReapRequest  = "unused_reap_request"
-	balancerVarUnusedServiceFlag  = "unused_service_flag"
-	balancerVarUnusedSlotFlag     = "unused_slot_flag"
-	balancerVarUnusedVerdict      = "unused_verdict"
+	balancerMapAllowed             = "allowed"
+	balancerMapBackendIds          = "backend_ids"
+	balancerMapBackends            = "backends"
+	balancerMapBuckets             = "buckets"
+	balancerMapConnectTimes        = "connect_times"
+	balancerMapEvents              = "events"
+	balancerMapFlows               = "flows"
+	balancerMapHandshakes          = "handshakes"
+	balancerMapLeases              = "leases"
+	balancerMapLoads               = "loads"
+	balancerMapLostEvents          = "lost_events"
+	balancerMapPrograms            = "programs"
+	balancerMapSchedules           = "schedules"
+	balancerMapScratches           = "scratches"
+	balancerMapServices            = "services"
+	balancerMapSources             = "sources"
+	balancerMapTickets             = "tickets"
+	balancerMapTraffics            = "traffics"
+	balancerMapVerdicts            = "verdicts"
+	balancerMapVipHints            = "vip_hints"
+	balancerMapVips                = "vips"
+	balancerProgBalancer           = "balancer"
+	balancerProgClearSlot          = "clear_slot"
+	balancerProgPass               = "pass"
+	balancerProgReadClock          = "read_clock"
+	balancerProgReap               = "reap"
+	balancerProgReplicate          = "replicate"
+	balancerVarFrags               = "frags"
+	balancerVarHalfOpenMask        = "half_open_mask"
+	balancerVarJiffy               = "jiffy"
+	balancerVarOwnMacHead          = "own_mac_head"
+	balancerVarOwnMacTail          = "own_mac_tail"
+	balancerVarReplicating         = "replicating"
+	balancerVarRstBurst            = "rst_burst"
+	balancerVarRstRate             = "rst_rate"
+	balancerVarSeed                = "seed"
+	balancerVarSnatCount           = "snat_count"
+	balancerVarSnatLow             = "snat_low"
+	balancerVarSuspectTime         = "suspect_time"
+	balancerVarSynSourceRate       = "syn_source_rate"
+	balancerVarSynTotalBurst       = "syn_total_burst"
+	balancerVarSynTotalRate        = "syn_total_rate"
+	balancerVarTxRedirect          = "tx_redirect"
+	balancerVarUnusedClearRequest  = "unused_clear_request"
+	balancerVarUnusedClockRequest  = "unused_clock_request"
+	balancerVarUnusedFlowEvent     = "unused_flow_event"
+	balancerVarUnusedFlowFlag      = "unused_flow_flag"
+	balancerVarUnusedNetwork       = "unused_network"
+	balancerVarUnusedReapRequest   = "unused_reap_request"
+	balancerVarUnusedReplica       = "unused_replica"
+	balancerVarUnusedReplicaAnswer = "unused_replica_answer"
+	balancerVarUnusedServiceFlag   = "unused_service_flag"
+	balancerVarUnusedSlotFlag      = "unused_slot_flag"
+	balancerVarUnusedVerdict       = "unused_verdict"
 )
 
 // loadBalancer returns the embedded CollectionSpec for balancer.
@@ -185,6 +203,7 @@ type balancerProgramSpecs struct {
 	Pass      *ebpf.ProgramSpec `ebpf:"pass"`
 	ReadClock *ebpf.ProgramSpec `ebpf:"read_clock"`
 	Reap      *ebpf.ProgramSpec `ebpf:"reap"`
+	Replicate *ebpf.ProgramSpec `ebpf:"replicate"`
 }
 
 // balancerMapSpecs contains maps before they are loaded into the kernel.
@@ -196,10 +215,12 @@ type balancerMapSpecs struct {
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
 	Buckets      *ebpf.MapSpec `ebpf:"buckets"`
 	ConnectTimes *ebpf.MapSpec `ebpf:"connect_times"`
+	Events       *ebpf.MapSpec `ebpf:"events"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Handshakes   *ebpf.MapSpec `ebpf:"handshakes"`
 	Leases       *ebpf.MapSpec `ebpf:"leases"`
 	Loads        *ebpf.MapSpec `ebpf:"loads"`
+	LostEvents   *ebpf.MapSpec `ebpf:"lost_events"`
 	Programs     *ebpf.MapSpec `ebpf:"programs"`
 	Schedules    *ebpf.MapSpec `ebpf:"schedules"`
 	Scratches    *ebpf.MapSpec `ebpf:"scratches"`
@@ -216,29 +237,33 @@ type balancerMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type balancerVariableSpecs struct {
-	Frags              *ebpf.VariableSpec `ebpf:"frags"`
-	HalfOpenMask       *ebpf.VariableSpec `ebpf:"half_open_mask"`
-	Jiffy              *ebpf.VariableSpec `ebpf:"jiffy"`
-	OwnMacHead         *ebpf.VariableSpec `ebpf:"own_mac_head"`
-	OwnMacTail         *ebpf.VariableSpec `ebpf:"own_mac_tail"`
-	RstBurst           *ebpf.VariableSpec `ebpf:"rst_burst"`
-	RstRate            *ebpf.VariableSpec `ebpf:"rst_rate"`
-	Seed               *ebpf.VariableSpec `ebpf:"seed"`
-	SnatCount          *ebpf.VariableSpec `ebpf:"snat_count"`
-	SnatLow            *ebpf.VariableSpec `ebpf:"snat_low"`
-	SuspectTime        *ebpf.VariableSpec `ebpf:"suspect_time"`
-	SynSourceRate      *ebpf.VariableSpec `ebpf:"syn_source_rate"`
-	SynTotalBurst      *ebpf.VariableSpec `ebpf:"syn_total_burst"`
-	SynTotalRate       *ebpf.VariableSpec `ebpf:"syn_total_rate"`
-	TxRedirect         *ebpf.VariableSpec `ebpf:"tx_redirect"`
-	UnusedClearRequest *ebpf.VariableSpec `ebpf:"unused_clear_request"`
-	UnusedClockRequest *ebpf.VariableSpec `ebpf:"unused_clock_request"`
-	UnusedFlowFlag     *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
-	UnusedNetwork      *ebpf.VariableSpec `ebpf:"unused_network"`
-	UnusedReapRequest  *ebpf.VariableSpec `ebpf:"unused_reap_request"`
-	UnusedServiceFlag  *ebpf.VariableSpec `ebpf:"unused_service_flag"`
-	UnusedSlotFlag     *ebpf.VariableSpec `ebpf:"unused_slot_flag"`
-	UnusedVerdict      *ebpf.VariableSpec `ebpf:"unused_verdict"`
+	Frags               *ebpf.VariableSpec `ebpf:"frags"`
+	HalfOpenMask        *ebpf.VariableSpec `ebpf:"half_open_mask"`
+	Jiffy               *ebpf.VariableSpec `ebpf:"jiffy"`
+	OwnMacHead          *ebpf.VariableSpec `ebpf:"own_mac_head"`
+	OwnMacTail          *ebpf.VariableSpec `ebpf:"own_mac_tail"`
+	Replicating         *ebpf.VariableSpec `ebpf:"replicating"`
+	RstBurst            *ebpf.VariableSpec `ebpf:"rst_burst"`
+	RstRate             *ebpf.VariableSpec `ebpf:"rst_rate"`
+	Seed                *ebpf.VariableSpec `ebpf:"seed"`
+	SnatCount           *ebpf.VariableSpec `ebpf:"snat_count"`
+	SnatLow             *ebpf.VariableSpec `ebpf:"snat_low"`
+	SuspectTime         *ebpf.VariableSpec `ebpf:"suspect_time"`
+	SynSourceRate       *ebpf.VariableSpec `ebpf:"syn_source_rate"`
+	SynTotalBurst       *ebpf.VariableSpec `ebpf:"syn_total_burst"`
+	SynTotalRate        *ebpf.VariableSpec `ebpf:"syn_total_rate"`
+	TxRedirect          *ebpf.VariableSpec `ebpf:"tx_redirect"`
+	UnusedClearRequest  *ebpf.VariableSpec `ebpf:"unused_clear_request"`
+	UnusedClockRequest  *ebpf.VariableSpec `ebpf:"unused_clock_request"`
+	UnusedFlowEvent     *ebpf.VariableSpec `ebpf:"unused_flow_event"`
+	UnusedFlowFlag      *ebpf.VariableSpec `ebpf:"unused_flow_flag"`
+	UnusedNetwork       *ebpf.VariableSpec `ebpf:"unused_network"`
+	UnusedReapRequest   *ebpf.VariableSpec `ebpf:"unused_reap_request"`
+	UnusedReplica       *ebpf.VariableSpec `ebpf:"unused_replica"`
+	UnusedReplicaAnswer *ebpf.VariableSpec `ebpf:"unused_replica_answer"`
+	UnusedServiceFlag   *ebpf.VariableSpec `ebpf:"unused_service_flag"`
+	UnusedSlotFlag      *ebpf.VariableSpec `ebpf:"unused_slot_flag"`
+	UnusedVerdict       *ebpf.VariableSpec `ebpf:"unused_verdict"`
 }
 
 // balancerObjects contains all objects after they have been loaded into the kernel.
@@ -266,10 +291,12 @@ type balancerMaps struct {
 	Backends     *ebpf.Map `ebpf:"backends"`
 	Buckets      *ebpf.Map `ebpf:"buckets"`
 	ConnectTimes *ebpf.Map `ebpf:"connect_times"`
+	Events       *ebpf.Map `ebpf:"events"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Handshakes   *ebpf.Map `ebpf:"handshakes"`
 	Leases       *ebpf.Map `ebpf:"leases"`
 	Loads        *ebpf.Map `ebpf:"loads"`
+	LostEvents   *ebpf.Map `ebpf:"lost_events"`
 	Programs     *ebpf.Map `ebpf:"programs"`
 	Schedules    *ebpf.Map `ebpf:"schedules"`
 	Scratches    *ebpf.Map `ebpf:"scratches"`
@@ -289,10 +316,12 @@ func (m *balancerMaps) Close() error {
 		m.Backends,
 		m.Buckets,
 		m.ConnectTimes,
+		m.Events,
 		m.Flows,
 		m.Handshakes,
 		m.Leases,
 		m.Loads,
+		m.LostEvents,
 		m.Programs,
 		m.Schedules,
 		m.Scratches,
@@ -310,29 +339,33 @@ func (m *balancerMaps) Close() error {
 //
 // It can be passed to loadBalancerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type balancerVariables struct {
-	Frags              *ebpf.Variable `ebpf:"frags"`
-	HalfOpenMask       *ebpf.Variable `ebpf:"half_open_mask"`
-	Jiffy              *ebpf.Variable `ebpf:"jiffy"`
-	OwnMacHead         *ebpf.Variable `ebpf:"own_mac_head"`
-	OwnMacTail         *ebpf.Variable `ebpf:"own_mac_tail"`
-	RstBurst           *ebpf.Variable `ebpf:"rst_burst"`
-	RstRate            *ebpf.Variable `ebpf:"rst_rate"`
-	Seed               *ebpf.Variable `ebpf:"seed"`
-	SnatCount          *ebpf.Variable `ebpf:"snat_count"`
-	SnatLow            *ebpf.Variable `ebpf:"snat_low"`
-	SuspectTime        *ebpf.Variable `ebpf:"suspect_time"`
-	SynSourceRate      *ebpf.Variable `ebpf:"syn_source_rate"`
-	SynTotalBurst      *ebpf.Variable `ebpf:"syn_total_burst"`
-	SynTotalRate       *ebpf.Variable `ebpf:"syn_total_rate"`
-	TxRedirect         *ebpf.Variable `ebpf:"tx_redirect"`
-	UnusedClearRequest *ebpf.Variable `ebpf:"unused_clear_request"`
-	UnusedClockRequest *ebpf.Variable `ebpf:"unused_clock_request"`
-	UnusedFlowFlag     *ebpf.Variable `ebpf:"unused_flow_flag"`
-	UnusedNetwork      *ebpf.Variable `ebpf:"unused_network"`
-	UnusedReapRequest  *ebpf.Variable `ebpf:"unused_reap_request"`
-	UnusedServiceFlag  *ebpf.Variable `ebpf:"unused_service_flag"`
-	UnusedSlotFlag     *ebpf.Variable `ebpf:"unused_slot_flag"`
-	UnusedVerdict      *ebpf.Variable `ebpf:"unused_verdict"`
+	Frags               *ebpf.Variable `ebpf:"frags"`
+	HalfOpenMask        *ebpf.Variable `ebpf:"half_open_mask"`
+	Jiffy               *ebpf.Variable `ebpf:"jiffy"`
+	OwnMacHead          *ebpf.Variable `ebpf:"own_mac_head"`
+	OwnMacTail          *ebpf.Variable `ebpf:"own_mac_tail"`
+	Replicating         *ebpf.Variable `ebpf:"replicating"`
+	RstBurst            *ebpf.Variable `ebpf:"rst_burst"`
+	RstRate             *ebpf.Variable `ebpf:"rst_rate"`
+	Seed                *ebpf.Variable `ebpf:"seed"`
+	SnatCount           *ebpf.Variable `ebpf:"snat_count"`
+	SnatLow             *ebpf.Variable `ebpf:"snat_low"`
+	SuspectTime         *ebpf.Variable `ebpf:"suspect_time"`
+	SynSourceRate       *ebpf.Variable `ebpf:"syn_source_rate"`
+	SynTotalBurst       *ebpf.Variable `ebpf:"syn_total_burst"`
+	SynTotalRate        *ebpf.Variable `ebpf:"syn_total_rate"`
+	TxRedirect          *ebpf.Variable `ebpf:"tx_redirect"`
+	UnusedClearRequest  *ebpf.Variable `ebpf:"unused_clear_request"`
+	UnusedClockRequest  *ebpf.Variable `ebpf:"unused_clock_request"`
+	UnusedFlowEvent     *ebpf.Variable `ebpf:"unused_flow_event"`
+	UnusedFlowFlag      *ebpf.Variable `ebpf:"unused_flow_flag"`
+	UnusedNetwork       *ebpf.Variable `ebpf:"unused_network"`
+	UnusedReapRequest   *ebpf.Variable `ebpf:"unused_reap_request"`
+	UnusedReplica       *ebpf.Variable `ebpf:"unused_replica"`
+	UnusedReplicaAnswer *ebpf.Variable `ebpf:"unused_replica_answer"`
+	UnusedServiceFlag   *ebpf.Variable `ebpf:"unused_service_flag"`
+	UnusedSlotFlag      *ebpf.Variable `ebpf:"unused_slot_flag"`
+	UnusedVerdict       *ebpf.Variable `ebpf:"unused_verdict"`
 }
 
 // balancerPrograms contains all programs after they have been loaded into the kernel.
@@ -344,6 +377,7 @@ type balancerPrograms struct {
 	Pass      *ebpf.Program `ebpf:"pass"`
 	ReadClock *ebpf.Program `ebpf:"read_clock"`
 	Reap      *ebpf.Program `ebpf:"reap"`
+	Replicate *ebpf.Program `ebpf:"replicate"`
 }
 
 func (p *balancerPrograms) Close() error {
@@ -353,6 +387,7 @@ func (p *balancerPrograms) Close() error {
 		p.Pass,
 		p.ReadClock,
 		p.Reap,
+		p.Replicate,
 	)
 }
 

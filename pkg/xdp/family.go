@@ -35,6 +35,8 @@ type familyTables interface {
 	forward(from, to netip.AddrPort) (half, bool)
 	reverse(*half) (half, bool)
 	reap([]half) (int, error)
+	eachRecord(own func(vip uint16) bool, clock clock, fn func(*lb.FlowRecord) bool) error
+	replicate(r *lb.FlowRecord, at location, clock clock, gone bool) (balancerReplicaAnswer, error)
 	capacity() int
 	copier(old *ebpf.Map, from, to tableDescription, adder *adder) (flowCopier, error)
 	Close() error
@@ -91,14 +93,14 @@ const (
 
 // judge decides by what the flow table says; notAfter is the time that over
 // means.
-type judge func(flags balancerFlowFlag, backend uint16, seen uint32) (f fate, notAfter uint32)
+type judge func(flags balancerFlowFlag, backend, vip uint16, seen uint32) (f fate, notAfter uint32)
 
 // family implements familyTables. The daemon has all of it, a Reader no program.
 type family[A address] struct {
 	vipMap, leases, hints, serviceMap, backendMap, backendIDs, flows, allowed *ebpf.Map
 
-	reapProg *ebpf.Program
-	scan     *flowScan[A]
+	reapProg, replicateProg *ebpf.Program
+	scan                    *flowScan[A]
 }
 
 // familyMaps names the maps of a family; those of IPv6 end in 6.
@@ -337,7 +339,7 @@ func (f *family[A]) keyOf(from, to netip.AddrPort) flowKey[A] {
 func (f *family[A]) sweep(decide judge, ask func(*half)) (int, error) {
 	var requests []reapRequest[A]
 	err := f.scan.each(func(key *flowKey[A], row *flowRow[A]) bool {
-		switch fate, notAfter := decide(balancerFlowFlag(row.Flags), row.Backend, row.Seen); fate {
+		switch fate, notAfter := decide(balancerFlowFlag(row.Flags), row.Backend, row.VIP, row.Seen); fate {
 		case over:
 			requests = append(requests, reapRequest[A]{Key: *key, Seen: notAfter})
 		case idle:

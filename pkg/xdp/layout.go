@@ -166,6 +166,27 @@ type reapRequest[A address] struct {
 	Reaped uint32
 }
 
+type eventRow[A address] struct {
+	Key        flowKey[A]
+	Gone       uint32
+	Forward    flowRow[A]
+	ReverseAck uint32
+	Pad        uint32
+}
+
+type replicaRow[A address] struct {
+	Key            flowKey[A]
+	Gone           uint32
+	Forward        flowRow[A]
+	ReverseAck     uint32
+	ReverseVIP     uint16
+	Pad            uint16
+	ReversePackets uint64
+	ReverseBytes   uint64
+	Answer         uint32
+	Pad2           uint32
+}
+
 type clearRequest struct {
 	Service, Slot uint32
 	Pad           uint64

@@ -39,12 +39,14 @@ func TestLayouts(t *testing.T) {
 			"backend_key": backendKey[addr4]{}, "load": loadRow{}, "connect_time": connectTimeRow{}, "network": networkKey[addr4]{},
 			"traffic": trafficRow{}, "reap_request": reapRequest[addr4]{}, "clear_request": clearRequest{},
 			"clock_request": clockRequest{}, "handshake": handshakeRow[addr4]{},
+			"flow_event": eventRow[addr4]{}, "replica": replicaRow[addr4]{},
 		}},
 		{"IPv6", loadBalancer6, map[string]any{
 			"flow_key": flowKey[addr6]{}, "flow": flowRow[addr6]{}, "vip": vipRow{}, "service_key": serviceKey[addr6]{}, "vip_hint": hintRow[addr6]{},
 			"service": serviceRow[addr6]{}, "slot": slotRow{}, "schedule": scheduleRow{}, "backend": backendRow[addr6]{},
 			"backend_key": backendKey[addr6]{}, "load": loadRow{}, "connect_time": connectTimeRow{}, "network": networkKey[addr6]{},
 			"traffic": trafficRow{}, "reap_request": reapRequest[addr6]{}, "handshake": handshakeRow[addr6]{},
+			"flow_event": eventRow[addr6]{}, "replica": replicaRow[addr6]{},
 		}},
 	} {
 		spec, err := family.load()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -13,34 +14,47 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// programs are what Open loads. Two of the maps are not pinned by name: the
-// scratch space, and the array of programs, which is made anew and takes the
-// old one's place together with the program on the interface.
+// programs are what Open loads. Some of the maps are not pinned by name: the
+// scratch space; the array of programs, which is made anew and takes the old
+// one's place together with the program on the interface; and what is told to
+// another node, which gets a full copy from each new program anyway.
 type programs struct {
 	Balancer  *ebpf.Program `ebpf:"balancer"`
 	Reap      *ebpf.Program `ebpf:"reap"`
 	ClearSlot *ebpf.Program `ebpf:"clear_slot"`
 	ReadClock *ebpf.Program `ebpf:"read_clock"`
+	Replicate *ebpf.Program `ebpf:"replicate"`
 	Next      *ebpf.Map     `ebpf:"programs"`
 	Buckets   *ebpf.Map     `ebpf:"buckets"`
+	Events    *ebpf.Map     `ebpf:"events"`
+	Lost      *ebpf.Map     `ebpf:"lost_events"`
 }
 
 // programs6 are those for IPv6.
 type programs6 struct {
 	Balancer6 *ebpf.Program `ebpf:"balancer6"`
 	Reap      *ebpf.Program `ebpf:"reap"`
+	Replicate *ebpf.Program `ebpf:"replicate"`
+	Events    *ebpf.Map     `ebpf:"events6"`
+	Lost      *ebpf.Map     `ebpf:"lost_events6"`
 }
 
 // Close may be called on programs that were not all loaded.
 func (p *programs) Close() error {
-	return errors.Join(p.Balancer.Close(), p.Reap.Close(), p.ClearSlot.Close(), p.ReadClock.Close(), p.Next.Close(), p.Buckets.Close())
+	return errors.Join(p.Balancer.Close(), p.Reap.Close(), p.ClearSlot.Close(), p.ReadClock.Close(), p.Replicate.Close(),
+		p.Next.Close(), p.Buckets.Close(), p.Events.Close(), p.Lost.Close())
 }
 
 // Close is like that of programs.
-func (p *programs6) Close() error { return errors.Join(p.Balancer6.Close(), p.Reap.Close()) }
+func (p *programs6) Close() error {
+	return errors.Join(p.Balancer6.Close(), p.Reap.Close(), p.Replicate.Close(), p.Events.Close(), p.Lost.Close())
+}
 
 // unpinned are the maps that live and die with the program.
-var unpinned = map[string]bool{balancerMapScratches: true, balancerMapPrograms: true}
+var unpinned = map[string]bool{
+	balancerMapScratches: true, balancerMapPrograms: true,
+	balancerMapEvents: true, balancerMapLostEvents: true, balancer6MapEvents6: true, balancer6MapLostEvents6: true,
+}
 
 // pinned says whether a map of a specification is pinned by its name; sections
 // of variables, whose names begin with a dot, are not.
@@ -113,6 +127,7 @@ func (b *Balancer) load() error {
 	}
 	b.tables.hasSix = b.cfg.IPv6 // whatever an earlier life has left
 	b.tables.four.reapProg, b.tables.six.reapProg = b.progs.Reap, b.progs6.Reap
+	b.tables.four.replicateProg, b.tables.six.replicateProg = b.progs.Replicate, b.progs6.Replicate
 	b.tables.clockProg = b.progs.ReadClock
 	return nil
 }
@@ -158,6 +173,7 @@ func (b *Balancer) specification(load func() (*ebpf.CollectionSpec, error)) (*eb
 		balancerVarSynTotalBurst: cmp.Or(min(b.cfg.SYNRateTotal, b.cfg.HalfOpenFlows/2), unlimited),
 		balancerVarSeed:          rand.Uint32(),
 		balancerVarFrags:         b.frags,
+		balancerVarReplicating:   b.cfg.Replicate,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("setting %s: %w", name, err)
@@ -178,6 +194,10 @@ func (b *Balancer) specification(load func() (*ebpf.CollectionSpec, error)) (*eb
 			m.MaxEntries = b.cfg.FlowTableSize
 		case balancerMapHandshakes, balancer6MapHandshakes6:
 			m.MaxEntries = b.cfg.HalfOpenFlows
+		case balancerMapEvents, balancer6MapEvents6:
+			if !b.cfg.Replicate {
+				m.MaxEntries = uint32(os.Getpagesize())
+			}
 		}
 	}
 	return spec, nil

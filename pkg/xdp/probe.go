@@ -60,8 +60,12 @@ func (b *Balancer) probe(clock clock) error {
 			return err
 		}
 		forward, ok := f.forward(id.from, id.to)
-		reverse, both := f.reverse(&forward)
-		if !ok || !both || !isIdle(forward.flags) {
+		if !ok || !isIdle(forward.flags) {
+			delete(b.probes.asked, id)
+			continue
+		}
+		reverse, ok := f.reverse(&forward)
+		if !ok {
 			delete(b.probes.asked, id)
 			continue
 		}

@@ -104,3 +104,20 @@ func TestIdleFlowIsLeftAloneWithoutLease(t *testing.T) {
 		t.Errorf("%d entries left, %d asked after", f.entries(), f.probes.probed)
 	}
 }
+
+// A flow that ends, or is forgotten, while its ends are asked is no trouble.
+func TestIdleFlowIsGoneBeforeItAnswers(t *testing.T) {
+	f := newFixture(t, func(c *Config) { c.ProbeInterval = time.Hour })
+	idleFlow(f)
+	f.must(f.sweep())
+	if n := len(f.probes.asked); n != 1 {
+		t.Fatalf("%d questions are open, want 1", n)
+	}
+	if _, err := f.FlushFlows(vip.Addr()); err != nil {
+		t.Fatal(err)
+	}
+	f.must(f.sweep())
+	if n := len(f.probes.asked); n != 0 {
+		t.Errorf("%d questions are open about a flow that is gone", n)
+	}
+}

@@ -160,7 +160,7 @@ func (r *Reader) Stats() (lb.DatapathStats, error) {
 func (r *Reader) count() (lb.Audit, map[uint32]int64, error) {
 	count := newCount()
 	for _, f := range r.tables.families() {
-		_, err := f.sweep(func(flags balancerFlowFlag, backend uint16, _ uint32) (fate, uint32) {
+		_, err := f.sweep(func(flags balancerFlowFlag, backend, _ uint16, _ uint32) (fate, uint32) {
 			count.see(flags, uint32(backend))
 			return keep, 0
 		}, nil)

@@ -65,7 +65,11 @@ func (b *Balancer) sweep() error {
 	}
 	count := newCount()
 	for _, f := range b.tables.families() {
-		_, err := f.sweep(func(flags balancerFlowFlag, backend uint16, seen uint32) (fate, uint32) {
+		own, err := leasedVIPs(f, clock)
+		if err != nil {
+			return err
+		}
+		_, err = f.sweep(func(flags balancerFlowFlag, backend, vip uint16, seen uint32) (fate, uint32) {
 			if !count.see(flags, uint32(backend)) {
 				return keep, 0
 			}
@@ -73,6 +77,8 @@ func (b *Balancer) sweep() error {
 			switch {
 			case clock.age(seen) <= limit:
 				return keep, 0
+			case b.cfg.Replicate && isReplicated(flags) && !own[vip]:
+				return keep, 0 // its packets are seen by the other node
 			case isIdle(flags):
 				return idle, 0
 			}

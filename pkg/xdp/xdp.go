@@ -78,6 +78,10 @@ type Config struct {
 	// ResetRate bounds the resets that answer segments of unknown flows, per
 	// second; a fifth of it may come at once. 20,000 is the default.
 	ResetRate uint32
+	// Replicate has the program tell of each change of a flow, see Changes: there
+	// is another node, which is to go on with the flows. Flows to an address
+	// that this node has no lease on are kept then, whatever their age.
+	Replicate bool
 	// IPv6 has the program for IPv6 loaded, with tables of the same size.
 	IPv6 bool
 	// SNATLow and SNATHigh bound the ports used towards backends, inclusive;
