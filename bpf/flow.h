@@ -185,8 +185,8 @@ static __noinline void flow_track_client(struct flow *forward,
 		if (rst_is_valid(bpf_map_lookup_elem(&flows, &key), p->tcp))
 			flow_reset(forward);
 	} else if (flags & TCP_ACK &&
-	    (forward->flags & (FLOW_SYN_ACK | FLOW_ESTABLISHED)) ==
-		    FLOW_SYN_ACK) {
+		   (forward->flags & (FLOW_SYN_ACK | FLOW_ESTABLISHED)) ==
+			   FLOW_SYN_ACK) {
 		__sync_fetch_and_or(&forward->flags, FLOW_ESTABLISHED);
 		source_known(&p->key.saddr, p->now);
 		if (!(forward->flags & FLOW_FIN_CLIENT)) /* else no ticket */

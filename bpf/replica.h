@@ -61,7 +61,8 @@ static __always_inline void replica_halves(struct scratch *s,
 	s->forward.flags &= ~FLOW_TAKEN;
 	s->forward.pad = 0;
 	s->forward.ip_delta = ip_delta(&s->opening.key, &s->forward.rewritten);
-	s->forward.tcp_delta = tcp_delta(&s->opening.key, &s->forward.rewritten);
+	s->forward.tcp_delta =
+		tcp_delta(&s->opening.key, &s->forward.rewritten);
 	if (!(r->forward.flags & FLOW_FIN_CLIENT))
 		s->forward.ticket = 0; /* a place in the other node's ring */
 	s->key = flow_peer_key(&s->forward);

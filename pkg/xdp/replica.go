@@ -1,7 +1,6 @@
 package xdp
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -126,9 +125,6 @@ func (b *Balancer) Each(own bool, fn func(*lb.FlowRecord) bool) error {
 
 // location is where a replica belongs in this node's tables.
 type location struct{ backend, vip, natVIP uint32 }
-
-// errNoPlace means that this node has no such backend, or no such address.
-var errNoPlace = errors.New("no such backend or address here")
 
 // places finds out where replicas belong. It is made anew for each batch: what
 // there is can change in between.
