@@ -71,6 +71,9 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.Missed, 3)
 	setDefault(&c.RefreshInterval, 5*time.Second)
 	setDefault(&c.QueueLimit, 65536)
+	if c.dead() > time.Hour {
+		return c, fmt.Errorf("%d missed heartbeats of %v are more than an hour", c.Missed, c.Heartbeat)
+	}
 	return c, nil
 }
 

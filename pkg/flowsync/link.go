@@ -71,7 +71,7 @@ func Open(c Config) (*Link, error) {
 		hello: hello{lowest: minVersion, highest: maxVersion, node: c.Node},
 	}
 	l.ours.Store(newBook(c.Services))
-	l.sender.book, l.sender.refresh, l.sender.queue.limit = l.ours.Load(), c.RefreshInterval, c.QueueLimit
+	l.sender = newSender(l.ours.Load(), c.RefreshInterval, c.QueueLimit)
 	l.status.since, l.status.fresh = time.Now(), never
 	if !c.dials() {
 		if l.listener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(c.Listen)); err != nil {
@@ -131,7 +131,9 @@ func (l *Link) Publish(changes []Change) {
 }
 
 // Lost says that the datapath has lost changes: a full copy has to make up for
-// them.
+// them. What happened before the loss has to be published before: it would else
+// be taken for news. A reader that looks for losses whenever it has emptied its
+// ring buffer does that.
 func (l *Link) Lost() {
 	now := l.now()
 	l.mu.Lock()

@@ -13,10 +13,10 @@ const (
 	// maxDelay is how long a change may wait for others to travel with it,
 	// while a batch is on its way anyway.
 	maxDelay = 2 * time.Millisecond
-	// window is how many bytes of batches may be unacknowledged: less than the
+	// maxWindow is how many bytes of batches may be unacknowledged: less than the
 	// kernel's socket buffers hold at the least, so that a write never blocks on
 	// a peer that is slow to store, and heartbeats go on.
-	window = 128 << 10
+	maxWindow = 128 << 10
 	// resyncInterval is the shortest time between two full copies of one
 	// connection, so that a peer that is too slow is not kept copying.
 	resyncInterval = time.Second
@@ -30,14 +30,16 @@ const never = time.Duration(math.MaxInt64)
 // sender decides what goes to the peer and when. It knows no network: what is
 // to be written is asked of it by next.
 type sender struct {
-	refresh time.Duration // between two refreshes; 0: none
+	refresh time.Duration // between two refreshes
+	window  int           // unacknowledged bytes allowed; tests have less
+	ops     int           // changes or records of one batch; tests have fewer
 	book    *book
 	queue   queue
 
 	up      bool // there is a connection
 	tell    bool // the dictionary has to be sent
 	gap     bool // the peer has to be told that its copy is incomplete
-	queuing bool // changes are kept: a full copy has begun, or will, since some were not
+	queuing bool // changes are kept: a full copy has begun, and none was lost since
 	synced  bool // the peer has a full copy
 	damaged bool // the peer lacks changes that were made since the last full copy began
 	seq     uint64
@@ -57,6 +59,7 @@ type sender struct {
 	refreshAt  time.Duration
 	refreshed  time.Duration // when the last pass began
 	own, peers []netip.Addr  // addresses served here, and there
+	heard      bool          // what the peer serves is known; without, no copy begins
 	counts     sendCounts
 }
 
@@ -78,6 +81,7 @@ type pass struct {
 	chunk  []lb.FlowRecord
 	done   bool // chunk is the last
 	serves []netip.Addr
+	lapsed []netip.Addr // served no more since the begin, if only for a while
 }
 
 type sendCounts struct {
@@ -88,11 +92,16 @@ type sendCounts struct {
 	refreshes               uint64
 }
 
+// newSender returns a sender with the usual limits.
+func newSender(b *book, refresh time.Duration, limit int) sender {
+	return sender{book: b, refresh: refresh, window: maxWindow, ops: batchOps, queue: queue{limit: limit}}
+}
+
 // connected begins a connection. The addresses are those served here.
 func (s *sender) connected(now time.Duration, own []netip.Addr) {
 	s.up, s.tell = true, true
 	s.seq, s.flight, s.bytes = 0, nil, 0
-	s.own, s.peers = own, nil
+	s.own, s.peers, s.heard = own, nil, false
 	s.earliest = now
 	s.resync(ResyncConnected)
 }
@@ -122,14 +131,15 @@ func (s *sender) abort() {
 	s.epoch++
 }
 
-// incomplete is that the peer lacks changes.
+// incomplete is that the peer lacks changes. What waits to be sent is dropped:
+// with a gap behind it, it would be taken for news after the copy has said
+// better. Changes count again when the copy begins.
 func (s *sender) incomplete(why Resync) {
 	if !s.up {
 		return
 	}
-	s.synced, s.damaged, s.gap = false, true, true
-	// A copy that has begun may have read what it read before the loss, or
-	// not: only one that begins later is sure to have it.
+	s.synced, s.damaged, s.gap, s.queuing = false, true, true, false
+	s.queue.reset()
 	s.abort()
 	s.resync(why)
 }
@@ -147,8 +157,6 @@ func (s *sender) publish(changes []Change, now time.Duration) {
 		}
 		if !s.queue.push(changes[i], now) {
 			s.counts.overflows++
-			s.queue.reset()
-			s.queuing = false
 			s.incomplete(ResyncOverflow)
 		}
 	}
@@ -160,11 +168,22 @@ func (s *sender) lost() {
 	s.incomplete(ResyncLost)
 }
 
-// serve takes note of which addresses are served by whom. What a peer refused
-// to store while it served the address itself has to be sent again when it
-// stops.
+// serveOwn and servePeer take note of which addresses are served here, and by
+// the peer. What the peer refused to store while it served the address itself
+// has to be sent again when it stops.
+func (s *sender) serveOwn(own []netip.Addr) { s.serve(own, s.peers) }
+
+func (s *sender) servePeer(peers []netip.Addr) {
+	if !s.heard {
+		s.heard, s.peers = true, peers
+		return
+	}
+	s.serve(s.own, peers)
+}
+
 func (s *sender) serve(own, peers []netip.Addr) {
 	before, after := without(s.own, s.peers), without(own, peers)
+	s.pass.lapsed = append(s.pass.lapsed, without(s.own, own)...)
 	s.own, s.peers = own, peers
 	if len(without(after, before)) > 0 {
 		s.resync(ResyncLease)
@@ -230,7 +249,7 @@ func (s *sender) finish(epoch uint64, serves []netip.Addr, err error) {
 		return
 	}
 	// A refresh that broke off still has to be ended.
-	s.pass.done, s.pass.serves = true, serves
+	s.pass.done, s.pass.serves = true, without(serves, s.pass.lapsed)
 }
 
 // next appends the next frame to dst, if there is something to send now. If it
@@ -246,11 +265,11 @@ func (s *sender) next(now time.Duration, dst []byte) (out []byte, walk bool, wak
 	case s.gap:
 		s.gap = false
 		return appendReason(dst, kindGap, s.wanted.String()), false, 0
-	case s.bytes >= window:
+	case s.bytes >= s.window:
 		return dst, false, never // until an acknowledgement
 	}
 	wake = never
-	if s.wants {
+	if s.wants && s.heard {
 		if now >= s.earliest {
 			return s.begin(now, dst, true), true, 0
 		}
@@ -259,7 +278,7 @@ func (s *sender) next(now time.Duration, dst []byte) (out []byte, walk bool, wak
 	ready := s.pass.active && (len(s.pass.chunk) > 0 || s.pass.done)
 	if s.queue.n > 0 && !(s.turn && ready && s.pass.full) {
 		due := s.queue.front().at + maxDelay
-		if len(s.flight) == 0 || now >= due || s.queue.n >= batchOps {
+		if len(s.flight) == 0 || now >= due || s.queue.n >= s.ops {
 			s.turn = true
 			return s.changes(dst), false, 0
 		}
@@ -269,7 +288,7 @@ func (s *sender) next(now time.Duration, dst []byte) (out []byte, walk bool, wak
 	if ready && (s.pass.full || s.queue.n == 0) {
 		return s.copy(dst), false, 0
 	}
-	if s.refresh > 0 && s.synced && !s.wants && !s.pass.active && s.queue.n == 0 {
+	if s.synced && !s.wants && !s.pass.active && s.queue.n == 0 {
 		if now >= s.refreshAt {
 			return s.begin(now, dst, false), true, 0
 		}
@@ -314,7 +333,7 @@ func (s *sender) changes(dst []byte) []byte {
 	b := batch{oldest: s.queue.front().at}
 	dst = beginFrame(dst, kindChanges)
 	dst = binary.AppendUvarint(dst, s.seq)
-	for n := 0; s.queue.n > 0 && n < batchOps && len(dst)-start < batchBytes; n++ {
+	for n := 0; s.queue.n > 0 && n < s.ops && len(dst)-start < batchBytes; n++ {
 		c := s.queue.front()
 		dst = appendRecord(dst, &c.Record, c.Closed, s.book)
 		if c.Closed {
@@ -348,7 +367,7 @@ func (s *sender) copy(dst []byte) []byte {
 	dst = beginFrame(dst, kindCopy)
 	dst = binary.AppendUvarint(dst, s.seq)
 	dst = binary.AppendUvarint(dst, s.epoch)
-	for n := 0; len(p.chunk) > 0 && n < batchOps && len(dst)-start < batchBytes; n++ {
+	for n := 0; len(p.chunk) > 0 && n < s.ops && len(dst)-start < batchBytes; n++ {
 		if r := &p.chunk[0]; encodable(r) {
 			dst = appendRecord(dst, r, false, s.book)
 			s.counts.copied++

@@ -146,7 +146,7 @@ func (s *session) take(k kind, body []byte) error {
 		now := l.now()
 		l.mu.Lock()
 		l.peer, l.heard, l.hasPeer = peer, now, true
-		l.sender.serve(l.sender.own, peer.serves())
+		l.sender.servePeer(peer.serves())
 		l.mu.Unlock()
 		l.signal()
 		return nil
@@ -289,7 +289,7 @@ func (l *Link) heartbeat(buf []byte) []byte {
 	now := l.now()
 	l.mu.Lock()
 	state.Node, state.Synced = l.config.Node, l.status.synced
-	l.sender.serve(state.serves(), l.sender.peers)
+	l.sender.serveOwn(state.serves())
 	l.mu.Unlock()
 	out, whole, err := appendState(buf, state)
 	if err == nil && whole {
