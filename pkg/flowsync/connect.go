@@ -55,6 +55,9 @@ func (l *Link) connect(ctx context.Context) (*peerConn, error) {
 	return l.greet(ctx, conn.(*net.TCPConn))
 }
 
+// errReplaced is why a connection ends when the peer makes another.
+var errReplaced = errors.New("the peer has made a new connection")
+
 // accept serves the connections that the peer makes. The newest counts: a peer
 // connects anew only when it has given up the one before.
 func (l *Link) accept(ctx context.Context) error {
@@ -73,13 +76,13 @@ func (l *Link) accept(ctx context.Context) error {
 			return err
 		case p := <-peers:
 			end()
-			session, stop := context.WithCancel(ctx)
+			session, stop := context.WithCancelCause(ctx)
 			ended := make(chan struct{})
 			running.Go(func() {
 				defer close(ended)
 				l.serve(session, p)
 			})
-			end = func() { stop(); <-ended }
+			end = func() { stop(errReplaced); <-ended }
 		}
 	}
 }

@@ -110,6 +110,10 @@ func TestSlowPeer(t *testing.T) {
 		s.publish(change(i), now)
 		kinds(s, now)
 	}
+	s.publish(change(1), now)
+	if got := kinds(s, now+maxDelay); got != nil {
+		t.Errorf("with a full window it sends %v", got)
+	}
 	for i := range 5001 {
 		s.publish(change(i), now)
 	}
@@ -203,6 +207,69 @@ func TestLeaseLapses(t *testing.T) {
 	s.serveOwn(all)
 	if s.counts.resyncs[ResyncLease] != 1 {
 		t.Error("no copy is wanted")
+	}
+}
+
+// Only replicas of addresses that the sender served are forgotten at the end of
+// a full copy, and none at the end of a refresh.
+func TestSweep(t *testing.T) {
+	for name, tc := range map[string]struct {
+		full   bool
+		serves []netip.Addr
+		want   int
+	}{
+		"all":           {true, []netip.Addr{testVIP(0), testVIP(1)}, 0},
+		"one":           {true, []netip.Addr{testVIP(1)}, 10},
+		"none":          {true, nil, 20},
+		"after refresh": {false, []netip.Addr{testVIP(0), testVIP(1)}, 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			table := newMemTable()
+			fill(table, 0, 10)
+			fill(table, 1, 10)
+			r := receiver{table: table, ours: func() *book { return &book{} }}
+			r.connected()
+			for _, f := range [][]byte{
+				appendBegin(nil, begin{seq: 1, epoch: 5, full: tc.full}),
+				appendEnd(nil, end{seq: 2, epoch: 5, serves: tc.serves}),
+			} {
+				if _, err := r.handle(kind(f[4]), f[frameHeader:]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if table.len() != tc.want || r.synced != tc.full {
+				t.Errorf("%d flows are left, want %d; synced %v", table.len(), tc.want, r.synced)
+			}
+		})
+	}
+}
+
+// A refresh goes on only when no change waits; a full copy takes turns with
+// them.
+func TestPriority(t *testing.T) {
+	const ms = time.Millisecond
+	flow := []lb.FlowRecord{testFlow(0, 1, 1)}
+	s := connectedSender(t, 100)
+	s.offer(s.epoch, flow)
+	s.publish(change(2), 0)
+	if got := kinds(s, maxDelay); !slices.Equal(got, []kind{kindChanges, kindCopy}) {
+		t.Errorf("a full copy: %v", got)
+	}
+	copied(t, s, maxDelay)
+	if got := kinds(s, time.Second); !slices.Equal(got, []kind{kindBegin}) {
+		t.Fatalf("after a second: %v", got)
+	}
+	s.offer(s.epoch, flow)
+	s.publish(change(2), time.Second)
+	if got := kinds(s, time.Second); got != nil {
+		t.Errorf("before the change that waits: %v", got)
+	}
+	if got := kinds(s, time.Second+maxDelay); !slices.Equal(got, []kind{kindChanges, kindCopy}) {
+		t.Errorf("when its time has come: %v", got)
+	}
+	s.finish(s.epoch, nil, errors.New("the map is gone"))
+	if got := kinds(s, time.Second+3*ms); !slices.Equal(got, []kind{kindEnd}) || s.counts.refreshes != 1 {
+		t.Errorf("a refresh that breaks off: %v", got)
 	}
 }
 

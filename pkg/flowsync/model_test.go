@@ -66,7 +66,14 @@ func TestModel(t *testing.T) {
 				}
 			}
 		}
-		check("running", s.run(800, mishaps{breaks: seed%3 != 0, restarts: seed%4 != 0, losses: seed%5 != 0, moves: moves}))
+		check("running", s.run(800, mishaps{
+			breaks: seed%3 != 0, restarts: seed%4 != 0, losses: seed%5 != 0, moves: moves,
+			failures: seed%7 == 0, reloads: seed%11 == 0,
+		}))
+		for _, n := range s.nodes {
+			n.table.err = nil
+			n.reload(true)
+		}
 		for vip := range simVIPs {
 			holder := s.rng.IntN(2)
 			if h := s.holders(vip); len(h) == 1 && !moves {

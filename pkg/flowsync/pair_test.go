@@ -39,13 +39,14 @@ var testNets atomic.Int32
 func testAddrs(t testing.TB) (a, b netip.AddrPort) {
 	t.Helper()
 	n := testNets.Add(1)
-	l, err := net.Listen("tcp", fmt.Sprintf("127.77.%d.2:0", n))
+	host := func(last byte) netip.Addr { return netip.AddrFrom4([4]byte{127, byte(77 + n>>8), byte(n), last}) }
+	l, err := net.Listen("tcp", netip.AddrPortFrom(host(2), 0).String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
 	b = l.Addr().(*net.TCPAddr).AddrPort()
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 77, byte(n), 1}), b.Port()), b
+	return netip.AddrPortFrom(host(1), b.Port()), b
 }
 
 // testConfigs returns the configurations of two nodes. Nobody is found dead

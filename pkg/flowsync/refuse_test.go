@@ -136,6 +136,25 @@ func TestNewerPeer(t *testing.T) {
 	eventually(t, "the link", func() bool { s := l.Status(); return s.Connected && s.Version == maxVersion })
 }
 
+// A connection that the peer has given up, unknown to us, gives way to its next.
+func TestReplaced(t *testing.T) {
+	_, cb := testConfigs(t, newMemTable(), newMemTable())
+	l, _ := start(t, cb)
+	ours := appendHello(nil, hello{lowest: minVersion, highest: maxVersion, node: "lb1"})
+	_, first := fakePeer(t, cb, ours)
+	eventually(t, "the link", func() bool { return l.Status().Connected })
+	fakePeer(t, cb, ours)
+	eventually(t, "the next link", func() bool { s := l.Status(); return s.Connected && s.Connections == 2 })
+	if got := l.Status().LastError; got != "the peer has made a new connection" {
+		t.Errorf("last error: %q", got)
+	}
+	for {
+		if _, _, _, err := readFrame(first, nil); err != nil {
+			break
+		}
+	}
+}
+
 // A dialling node hears why the peer does not want it.
 func TestRefusedByPeer(t *testing.T) {
 	ca, cb := testConfigs(t, newMemTable(), newMemTable())

@@ -108,7 +108,7 @@ func (s *session) read(ctx context.Context) error {
 			return nil
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return fmt.Errorf("the peer has been silent for %v", dead)
-		case errors.Is(err, io.EOF):
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 			return errors.New("the peer has closed the connection")
 		case err != nil:
 			return fmt.Errorf("reading from the peer: %w", err)

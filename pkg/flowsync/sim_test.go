@@ -1,6 +1,7 @@
 package flowsync
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -271,7 +272,7 @@ func (n *simNode) step(most int) {
 			n.sender.offer(w.epoch, slices.Clone(w.read[:k]))
 			w.read = w.read[k:]
 		case len(w.read) == 0 && len(w.places) == 0:
-			n.sender.finish(w.epoch, common(w.before, n.serves()), nil)
+			n.sender.finish(w.epoch, common(w.before, n.serves()), n.table.err)
 			n.walks = nil
 			return
 		}
@@ -302,7 +303,7 @@ func (n *simNode) hear(most int) error {
 			n.sender.incomplete(ResyncAsked)
 		default:
 			n.sim.logf("node %d takes kind %d of %d bytes, marks %d", n.id, k, len(body), len(n.receiver.marks.flows))
-			if _, err := n.receiver.handle(k, body); err != nil {
+			if broken, err := n.receiver.handle(k, body); err != nil && !broken {
 				return err
 			}
 		}
@@ -311,7 +312,19 @@ func (n *simNode) hear(most int) error {
 }
 
 // mishaps says what may go wrong in a simulation.
-type mishaps struct{ breaks, restarts, losses, moves bool }
+type mishaps struct{ breaks, restarts, losses, moves, failures, reloads bool }
+
+// reload changes the configuration: a backend comes or goes.
+func (n *simNode) reload(all bool) {
+	services := testServices(simVIPs)
+	if !all {
+		services[0].Backends = services[0].Backends[1:]
+	}
+	n.book = newBook(services)
+	n.sender.book, n.sender.tell = n.book, true
+	n.receiver.asks = n.sim.linked
+	n.sim.logf("node %d reloads, all backends: %v", n.id, all)
+}
 
 // run lets things happen.
 func (s *sim) run(steps int, m mishaps) error {
@@ -355,7 +368,18 @@ func (s *sim) run(steps int, m mishaps) error {
 				}
 			case 4:
 				s.now += time.Duration(s.rng.IntN(1500)) * time.Millisecond
-			case 5, 6, 7, 8, 9:
+			case 5:
+				if m.failures {
+					n.table.err = nil
+					if s.chance(0.3) {
+						n.table.err = errors.New("the map is gone")
+					}
+				}
+			case 6:
+				if m.reloads {
+					n.reload(s.chance(0.5))
+				}
+			case 7, 8, 9:
 				s.link(true)
 			}
 		}

@@ -8,7 +8,7 @@ type Table interface {
 	// Each calls fn for the flows of the node itself (own: of addresses that it
 	// holds the lease for), or else for the replicas that it keeps for its peer,
 	// until fn returns false. A flow that is there during all of the call is
-	// seen at least once. The record belongs to the callee when fn returns.
+	// seen at least once. fn does not keep the pointer.
 	Each(own bool, fn func(*lb.FlowRecord) bool) error
 	// Store adds or updates replicas. A record takes the place of another flow
 	// at the same client and service address. Refused is how many could not be
