@@ -28,8 +28,8 @@
 // take one, knows only a part of the flows, and must not make its peer forget
 // the rest.
 //
-// The two machines, sender.go and receiver.go, know neither time nor network;
-// they are tested in a simulation. Around them stand the goroutines of a
+// The two machines, sender.go and receiver.go, know no network and have no
+// clock; they are tested in a simulation. Around them stand the goroutines of a
 // session (session.go), one that reads, one that writes, one that walks the
 // table.
 package flowsync

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -158,6 +159,12 @@ func refusedBy(body []byte) error {
 // needed beside heartbeats.
 func tune(conn *net.TCPConn, dead time.Duration) error {
 	if err := conn.SetKeepAlive(false); err != nil {
+		return fmt.Errorf("setting up the connection: %w", err)
+	}
+	// Either buffer takes all of the window: a peer that is slow to store neither
+	// blocks a write nor closes its TCP window, which TCP_USER_TIMEOUT would take
+	// for death.
+	if err := errors.Join(conn.SetReadBuffer(2*maxWindow), conn.SetWriteBuffer(2*maxWindow)); err != nil {
 		return fmt.Errorf("setting up the connection: %w", err)
 	}
 	control, err := conn.SyscallConn()

@@ -32,7 +32,7 @@ func TestFullCopy(t *testing.T) {
 	fill(b, 1, flows/10)
 	ca, cb := testConfigs(t, a, b)
 	la, _ := start(t, ca)
-	lb_, _ := start(t, cb)
+	lb2, _ := start(t, cb)
 
 	eventually(t, "the copy has begun", func() bool { return la.Status().Sent.Copied > 0 })
 	for i := range 1000 {
@@ -43,17 +43,17 @@ func TestFullCopy(t *testing.T) {
 		a.put(g)
 		la.Publish([]Change{{Record: g}})
 	}
-	synced(t, la, lb_)
+	synced(t, la, lb2)
 	if err := la.Drain(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := lb_.Drain(t.Context()); err != nil {
+	if err := lb2.Drain(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if !a.equal(b) {
 		t.Errorf("the tables differ: %d and %d flows", a.len(), b.len())
 	}
-	sa, sb := la.Status(), lb_.Status()
+	sa, sb := la.Status(), lb2.Status()
 	if sa.Sent.Closed != 1000 || sb.Received.Closed != 1000 || sa.Queue != 0 || sa.Lag != 0 {
 		t.Errorf("status: %+v and %+v", sa, sb)
 	}
@@ -237,6 +237,17 @@ func TestTableFails(t *testing.T) {
 	synced(t, la, lb2)
 	if !a.equal(b) {
 		t.Error("the tables differ")
+	}
+}
+
+// A node that could not store a batch says so before it acknowledges it, so that
+// nobody in Drain is told that all is well.
+func TestAskBeforeAcknowledgement(t *testing.T) {
+	l := &Link{ask: true, ackDue: 3}
+	s := &session{link: l, hungry: make(chan struct{}, 1)}
+	want := appendNumber(appendReason(nil, kindResync, ""), kindAck, 3)
+	if got, _ := s.gather(0, nil); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

@@ -13,9 +13,9 @@ const (
 	// maxDelay is how long a change may wait for others to travel with it,
 	// while a batch is on its way anyway.
 	maxDelay = 2 * time.Millisecond
-	// maxWindow is how many bytes of batches may be unacknowledged: less than the
-	// kernel's socket buffers hold at the least, so that a write never blocks on
-	// a peer that is slow to store, and heartbeats go on.
+	// maxWindow is how many bytes of batches may be unacknowledged. It is less
+	// than the sockets' buffers hold, see tune, so that heartbeats go on while
+	// the peer is slow to store; on a LAN more makes nothing faster.
 	maxWindow = 128 << 10
 	// resyncInterval is the shortest time between two full copies of one
 	// connection, so that a peer that is too slow is not kept copying.

@@ -77,7 +77,7 @@ func (l *Link) disconnected(s *session, cause error) {
 	}
 }
 
-// setSynced makes known whether the table has a full copy of the peer's flows.
+// setSynced keeps and makes known whether the table has a full copy of the peer's flows.
 func (l *Link) setSynced(synced bool) {
 	now := l.now()
 	l.mu.Lock()
@@ -193,8 +193,13 @@ func (s *session) receive(k kind, body []byte) error {
 	if say {
 		l.log.Error("the table fails: the peer is asked to send all flows anew", "error", err, "suppressed", suppressed)
 	}
-	if k == kindDictionary {
+	switch {
+	case k == kindDictionary:
 		l.compare(r.theirs)
+	case k == kindBegin && r.begin.full:
+		l.log.Info("a full copy of the peer's flows begins", "reason", r.begin.reason)
+	case k == kindEnd && r.begin.full:
+		l.log.Info("the full copy of the peer's flows is over", "synced", r.synced)
 	}
 	l.setSynced(r.synced)
 	return nil
@@ -246,6 +251,12 @@ func (s *session) gather(now time.Duration, buf []byte) (_ []byte, wake time.Dur
 	defer l.mu.Unlock()
 	l.status.bytesSent += s.sent
 	s.sent = 0
+	// Before the acknowledgement: who waits for that must not take what the
+	// table failed to store for stored.
+	if l.ask {
+		l.ask = false
+		buf = appendReason(buf, kindResync, "")
+	}
 	if l.ackDue != l.ackSent {
 		l.ackSent = l.ackDue
 		buf = appendNumber(buf, kindAck, l.ackDue)
@@ -260,11 +271,6 @@ func (s *session) gather(now time.Duration, buf []byte) (_ []byte, wake time.Dur
 			break
 		}
 		buf = out
-	}
-	// After the dictionary, which may be why the peer is asked.
-	if l.ask && l.sender.up && !l.sender.tell {
-		l.ask = false
-		buf = appendReason(buf, kindResync, "")
 	}
 	// The walker has to see that its pass wants more, or is over.
 	select {

@@ -1,9 +1,6 @@
 package flowsync
 
-import (
-	"slices"
-	"time"
-)
+import "time"
 
 // Status is the state of a link at one moment. All counters count from Open.
 type Status struct {
@@ -131,7 +128,7 @@ func (l *Link) Status() Status {
 			Removed: r.removed, Swept: r.swept, Unknown: r.unknown, Refused: r.refused, Copies: r.copies,
 			Gaps: r.gaps, Failures: r.failures, Bytes: t.bytesReceived,
 		},
-		LastError: t.lastError, Differences: slices.Clone(t.differences),
+		LastError: t.lastError, Differences: append([]string{}, t.differences...),
 	}
 	if l.hasPeer {
 		out.Heard = max(0, now-l.heard)

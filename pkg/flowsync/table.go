@@ -2,8 +2,8 @@ package flowsync
 
 import "github.com/pgsteer/pgsteer/pkg/lb"
 
-// Table is the flow table of this node. Its methods are called from different
-// goroutines.
+// Table is the flow table of this node. Its methods are called from several
+// goroutines at once.
 type Table interface {
 	// Each calls fn for the flows of the node itself (own: of addresses that it
 	// holds the lease for), or else for the replicas that it keeps for its peer,
@@ -13,7 +13,7 @@ type Table interface {
 	// Store adds or updates replicas. A record takes the place of another flow
 	// at the same client and service address. Refused is how many could not be
 	// stored: unknown backend, table full, or this node serves the address
-	// itself. The slice is valid during the call only.
+	// itself. These do not keep the nodes from being synced. The slice is valid during the call only.
 	Store(records []lb.FlowRecord) (refused int, err error)
 	// Remove forgets replicas. What is not there, another flow at the same
 	// client address, and flows that this node serves are left alone.

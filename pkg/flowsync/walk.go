@@ -14,6 +14,9 @@ type walk struct {
 	since time.Duration // of a refresh: flows with a packet since then
 }
 
+// idleMargin makes up for the time that passes while a chunk is read.
+const idleMargin = 100 * time.Millisecond
+
 // begin starts the walker, which may still be busy with a pass that was given
 // up. Of those that wait the last one counts. The writer's goroutine only.
 func (s *session) begin(w walk) {
@@ -50,8 +53,14 @@ func (s *session) walk(ctx context.Context, w walk) {
 		chunk, other = other[:0], chunk
 		return ok
 	}
+	var visited uint
+	var limit time.Duration
 	err := l.config.Table.Each(true, func(f *lb.FlowRecord) bool {
-		if !w.full && f.Idle > l.now()-w.since {
+		if visited%chunkRecords == 0 {
+			limit = l.now() - w.since + idleMargin
+		}
+		visited++
+		if !w.full && f.Idle > limit {
 			return true
 		}
 		chunk = append(chunk, *f)
