@@ -1,0 +1,114 @@
+package flowsync
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// State is what a node tells its peer of itself with each heartbeat.
+type State struct {
+	Node     string         `json:"node"` // set by the link
+	Routers  []RouterState  `json:"routers,omitempty"`
+	Backends []BackendState `json:"backends,omitempty"`
+	// Synced says that the node has a full copy of its peer's flows; set by the
+	// link.
+	Synced   bool `json:"synced"`
+	Draining bool `json:"draining"` // it is being taken out of service
+}
+
+// RouterState is a virtual router as its node sees it.
+type RouterState struct {
+	Name  string `json:"name"`
+	VRID  uint8  `json:"vrid"`
+	V6    bool   `json:"v6"`
+	State string `json:"state"` // init, backup or active
+	// Leased says that the node may serve the addresses now.
+	Leased bool `json:"leased"`
+	// Addresses are the virtual ones. Without them the flows of a leased router
+	// are sent, but the peer never forgets any at the end of a full copy.
+	Addresses []netip.Addr  `json:"addresses,omitempty"`
+	Priority  uint8         `json:"priority"`
+	Reason    string        `json:"reason"`
+	Age       time.Duration `json:"age"` // of State, nanoseconds
+}
+
+// BackendState is what a node's own health checks say of a backend.
+type BackendState struct {
+	Service string `json:"service"`
+	Backend string `json:"backend"`
+	Up      bool   `json:"up"`
+	Known   bool   `json:"known"` // it has been checked
+	Reason  string `json:"reason"`
+}
+
+// maxState is the longest state sent or accepted. It fits some 500 backends.
+const maxState = 64 << 10
+
+// serves returns the addresses that the node holds the lease for, in order.
+func (s *State) serves() []netip.Addr {
+	var out []netip.Addr
+	for _, r := range s.Routers {
+		if r.Leased {
+			out = append(out, r.Addresses...)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
+}
+
+// appendState appends the frame of a state. One that is too long goes without
+// the backends: what the election needs comes first. Whole is false then.
+func appendState(dst []byte, s State) (out []byte, whole bool, err error) {
+	body, err := json.Marshal(s)
+	if err == nil && len(body) > maxState {
+		s.Backends = nil
+		body, err = json.Marshal(s)
+	} else {
+		whole = true
+	}
+	if err != nil {
+		return dst, false, fmt.Errorf("encoding the state: %w", err)
+	}
+	if len(body) > maxState {
+		return dst, false, fmt.Errorf("encoding the state: its %d bytes are more than %d", len(body), maxState)
+	}
+	f := beginFrame(dst, kindState)
+	return endFrame(append(f, body...), len(dst)), whole, nil
+}
+
+// parseState is the inverse. Fields that it does not know are of a newer peer.
+func parseState(body []byte) (State, error) {
+	var s State
+	if len(body) > maxState {
+		return s, fmt.Errorf("decoding the state: its %d bytes are more than %d", len(body), maxState)
+	}
+	if err := json.Unmarshal(body, &s); err != nil {
+		return s, fmt.Errorf("decoding the state: %w", err)
+	}
+	return s, nil
+}
+
+// without returns the addresses of a that are not in b.
+func without(a, b []netip.Addr) []netip.Addr {
+	var out []netip.Addr
+	for _, addr := range a {
+		if !slices.Contains(b, addr) {
+			out = append(out, addr)
+		}
+	}
+	return out
+}
+
+// common returns the addresses of a that are in b too.
+func common(a, b []netip.Addr) []netip.Addr {
+	var out []netip.Addr
+	for _, addr := range a {
+		if slices.Contains(b, addr) {
+			out = append(out, addr)
+		}
+	}
+	return out
+}
