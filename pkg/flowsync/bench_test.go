@@ -4,6 +4,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/pgsteer/pgsteer/pkg/lb"
 )
 
 // cpu returns the processor time used by the process so far.
@@ -78,7 +80,7 @@ func BenchmarkPublish(b *testing.B) {
 	lb2, _ := start(b, cb)
 	la, _ := start(b, ca)
 	synced(b, la, lb2)
-	changes := make([]Change, 64)
+	changes := make([]lb.FlowChange, 64)
 	for i := range changes {
 		changes[i] = change(i)[0]
 	}

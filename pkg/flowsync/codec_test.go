@@ -188,7 +188,7 @@ func FuzzFrames(f *testing.F) {
 	for range 3 {
 		stream, _, _ = s.next(0, stream)
 	}
-	s.publish([]Change{{Record: testFlow(0, 1, 1)}, {Record: testFlow(1, 2, 2)}, {Record: testFlow(3, 2, 2)}, {Record: testFlow(0, 1, 1), Closed: true}}, 0)
+	s.publish([]lb.FlowChange{{Record: testFlow(0, 1, 1)}, {Record: testFlow(1, 2, 2)}, {Record: testFlow(3, 2, 2)}, {Record: testFlow(0, 1, 1), Gone: true}}, 0)
 	stream, _, _ = s.next(maxDelay, stream)
 	s.offer(s.epoch, []lb.FlowRecord{testFlow(0, 5, 5), fullRecord(1)})
 	stream, _, _ = s.next(maxDelay, stream)

@@ -113,7 +113,7 @@ func (l *Link) signal() {
 // Publish hands over what happened to flows of this node, in the order in which
 // it happened, after it can be seen in the table. It never blocks; the slice is
 // the caller's again when it returns. Without a connection it does nothing.
-func (l *Link) Publish(changes []Change) {
+func (l *Link) Publish(changes []lb.FlowChange) {
 	now := l.now()
 	l.mu.Lock()
 	before := l.sender.counts.overflows

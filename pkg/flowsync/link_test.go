@@ -38,10 +38,10 @@ func TestFullCopy(t *testing.T) {
 	for i := range 1000 {
 		f := testFlow(0, i, i)
 		a.drop(f)
-		la.Publish([]Change{{Record: f, Closed: true}})
+		la.Publish([]lb.FlowChange{{Record: f, Gone: true}})
 		g := testFlow(0, flows+i, flows+i)
 		a.put(g)
-		la.Publish([]Change{{Record: g}})
+		la.Publish([]lb.FlowChange{{Record: g}})
 	}
 	synced(t, la, lb2)
 	if err := la.Drain(t.Context()); err != nil {
@@ -92,7 +92,7 @@ func TestRestart(t *testing.T) {
 			for i := range 50 {
 				f := testFlow(0, i, i)
 				a.drop(f)
-				la.Publish([]Change{{Record: f, Closed: true}}) // falls on deaf ears
+				la.Publish([]lb.FlowChange{{Record: f, Gone: true}}) // falls on deaf ears
 			}
 			if err := la.Drain(t.Context()); !errors.Is(err, ErrNotConnected) {
 				t.Errorf("draining without a peer: %v", err)
@@ -128,7 +128,7 @@ func TestHandover(t *testing.T) {
 	lb2.Kick()
 	f := testFlow(0, 1000, 1000)
 	b.put(f)
-	lb2.Publish([]Change{{Record: f}}) // the other one refuses
+	lb2.Publish([]lb.FlowChange{{Record: f}}) // the other one refuses
 	eventually(t, "the peer knows", func() bool {
 		s, _, ok := la.Peer()
 		return ok && len(s.serves()) == 1
@@ -275,7 +275,7 @@ func TestOverflow(t *testing.T) {
 	for i := 0; la.Status().Sent.Overflows == 0; i++ {
 		f := testFlow(0, i%1000, i)
 		a.put(f)
-		la.Publish([]Change{{Record: f}})
+		la.Publish([]lb.FlowChange{{Record: f}})
 	}
 	if s := la.Status(); s.PeerSynced || !s.Copying {
 		t.Errorf("status: %+v", s)

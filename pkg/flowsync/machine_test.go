@@ -62,7 +62,9 @@ func copied(t *testing.T, s *sender, now time.Duration) {
 	}
 }
 
-func change(client int) []Change { return []Change{{Record: testFlow(0, client, client)}} }
+func change(client int) []lb.FlowChange {
+	return []lb.FlowChange{{Record: testFlow(0, client, client)}}
+}
 
 // A change goes out at once when nothing is under way, and else when a batch is
 // full, when everything is acknowledged, or after 2 ms.
@@ -286,7 +288,7 @@ func TestCopyAfterClose(t *testing.T) {
 	r := receiver{table: table, ours: func() *book { return b }}
 	r.connected()
 	s := connectedSender(t, 100)
-	s.publish([]Change{{Record: stale, Closed: true}, {Record: next}, {Record: gone, Closed: true}}, 0)
+	s.publish([]lb.FlowChange{{Record: stale, Gone: true}, {Record: next}, {Record: gone, Gone: true}}, 0)
 	s.offer(s.epoch, []lb.FlowRecord{stale, gone})
 	s.finish(s.epoch, s.own, nil)
 	frames := [][]byte{appendBook(nil, b), appendBegin(nil, begin{seq: 1, epoch: s.epoch, full: true})}
@@ -322,7 +324,7 @@ func TestQueue(t *testing.T) {
 			t.Fatalf("full at %d", q.n)
 		}
 	}
-	for q.push(Change{}, 0) {
+	for q.push(lb.FlowChange{}, 0) {
 	}
 	if q.n != 1000 || len(q.ring) != 1000 {
 		t.Errorf("%d changes in room for %d", q.n, len(q.ring))

@@ -1,10 +1,14 @@
 package flowsync
 
-import "time"
+import (
+	"time"
+
+	"github.com/pgsteer/pgsteer/pkg/lb"
+)
 
 // queued is a change on its way.
 type queued struct {
-	Change
+	lb.FlowChange
 	at time.Duration // when it was published
 }
 
@@ -34,7 +38,7 @@ func (q *queue) room() bool {
 }
 
 // push adds a change if there is room.
-func (q *queue) push(c Change, at time.Duration) bool {
+func (q *queue) push(c lb.FlowChange, at time.Duration) bool {
 	if !q.room() {
 		return false
 	}

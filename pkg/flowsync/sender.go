@@ -145,7 +145,7 @@ func (s *sender) incomplete(why Resync) {
 }
 
 // publish queues changes.
-func (s *sender) publish(changes []Change, now time.Duration) {
+func (s *sender) publish(changes []lb.FlowChange, now time.Duration) {
 	for i := range changes {
 		s.published++
 		if !s.queuing {
@@ -335,8 +335,8 @@ func (s *sender) changes(dst []byte) []byte {
 	dst = binary.AppendUvarint(dst, s.seq)
 	for n := 0; s.queue.n > 0 && n < s.ops && len(dst)-start < batchBytes; n++ {
 		c := s.queue.front()
-		dst = appendRecord(dst, &c.Record, c.Closed, s.book)
-		if c.Closed {
+		dst = appendRecord(dst, &c.Record, c.Gone, s.book)
+		if c.Gone {
 			s.counts.closed++
 		} else {
 			s.counts.changes++

@@ -37,8 +37,8 @@ type simNode struct {
 	book     *book
 	sender   sender
 	receiver receiver
-	ring     []Change // happened, but not yet published
-	lost     int      // something was dropped after so many of these; -1: nothing
+	ring     []lb.FlowChange // happened, but not yet published
+	lost     int             // something was dropped after so many of these; -1: nothing
 	inbox    [][]byte
 	walks    *simWalk
 	acked    uint64
@@ -160,7 +160,7 @@ func (s *sim) traffic() {
 		n.last[old.ID()] = s.now
 		n.table.put(old)
 		if published {
-			n.ring = append(n.ring, Change{Record: old})
+			n.ring = append(n.ring, lb.FlowChange{Record: old})
 		}
 	}
 }
@@ -175,7 +175,7 @@ func (n *simNode) happen(f lb.FlowRecord, closed bool) {
 		n.table.put(f)
 		n.last[f.ID()] = n.sim.now
 	}
-	n.ring = append(n.ring, Change{Record: f, Closed: closed})
+	n.ring = append(n.ring, lb.FlowChange{Record: f, Gone: closed})
 }
 
 // publish hands over some of what the ring has.

@@ -22,10 +22,3 @@ type Table interface {
 	// is valid during the call only.
 	Remove(ids []lb.FlowID) error
 }
-
-// Change is something that happened to a flow of this node.
-type Change struct {
-	Record lb.FlowRecord
-	// Closed says that the flow is gone; only the record's identity matters.
-	Closed bool
-}
