@@ -23,11 +23,17 @@ type Config struct {
 	Name      string // for logs and snapshots
 	Interface string // must exist when Open is called
 	VRID      uint8  // 1 to 255, the same on all nodes
+	// Version of the protocol, the same on all nodes: 3 (RFC 9568), also when it
+	// is 0, or 2 (RFC 3768), which is for IPv4 only and has whole seconds. A
+	// node that speaks another version is not listened to, and becomes active
+	// beside us.
+	Version uint8
 	// Priority is 1 to 254, higher is better; 255 is for the node whose own
 	// address is the virtual one. 0 means DefaultPriority.
 	Priority uint8
 	// AdvertInterval is 10 ms to 40.95 s in steps of 10 ms. 0 means
-	// DefaultAdvertInterval.
+	// DefaultAdvertInterval. Of version 2 it is 1 s to 255 s in steps of 1 s, 0
+	// means 1 s, and it must be the same on all nodes.
 	AdvertInterval time.Duration
 	// Preempt has a better node take the role from a worse active one.
 	Preempt bool
@@ -49,11 +55,20 @@ type Config struct {
 	// unicast_ttl 255: 2.2.7 sends with hop limit 64 otherwise (measured), and
 	// what a router may have forwarded is refused.
 	Peers []netip.Addr
-	// ChecksumPseudoHeader sends ChecksumPseudo instead of ChecksumMessage over
-	// IPv4; both are accepted. keepalived as a peer needs it: 2.2.7 refuses the
-	// other form and would become active beside us (measured). IPv6 has
-	// ChecksumPseudo always.
+	// Checksum is the form of checksum that version 3 over IPv4 is sent with; all
+	// are accepted. ChecksumAuto, the default, answers each peer in the form that
+	// it was last heard with, and begins with ChecksumMessage. keepalived as a
+	// peer wants ChecksumPseudo: 2.2.7 refuses the other (measured), so that with
+	// ChecksumAuto it becomes active beside us for a moment when it has never
+	// been heard before. IPv6 has ChecksumPseudo always, version 2 never.
+	Checksum ChecksumForm
+	// ChecksumPseudoHeader is the same as Checksum: ChecksumPseudo.
 	ChecksumPseudoHeader bool
+	// Auth is the simple password of version 2 (RFC 2338), of which eight bytes
+	// count. Empty: no authentication.
+	Auth Secret
+	// HMAC authenticates the advertisements. nil: they are not.
+	HMAC *HMAC
 	// Log is where the router logs to. Required.
 	Log *slog.Logger
 	// Fence is told about the lease. nil: there is no fence.
@@ -92,8 +107,14 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Priority == 0 {
 		c.Priority = DefaultPriority
 	}
+	if c.Version == 0 {
+		c.Version = version3
+	}
 	if c.AdvertInterval == 0 {
 		c.AdvertInterval = DefaultAdvertInterval
+		if c.Version == version2 {
+			c.AdvertInterval = time.Second
+		}
 	}
 	c.Addresses, c.Peers = slices.Clone(c.Addresses), slices.Clone(c.Peers)
 	const centisecond = 10 * time.Millisecond
@@ -104,10 +125,27 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("an interface is required")
 	case c.VRID == 0:
 		return c, errors.New("virtual router id 0 is reserved, use 1 to 255")
+	case c.Version != version2 && c.Version != version3:
+		return c, fmt.Errorf("version %d: VRRP has versions 2 and 3", c.Version)
+	case c.Version == version2 && (c.AdvertInterval < time.Second || c.AdvertInterval > maxInterval2 || c.AdvertInterval%time.Second != 0):
+		return c, fmt.Errorf("advertisement interval %v: version 2 has whole seconds from 1s to 255s", c.AdvertInterval)
+	case c.Version == version3 && c.Auth != "":
+		return c, errors.New("a password is for version 2 only, version 3 has none")
+	case c.Version == version2:
 	case c.AdvertInterval < centisecond || c.AdvertInterval > maxIntervalCentiseconds*centisecond || c.AdvertInterval%centisecond != 0:
 		return c, fmt.Errorf("advertisement interval %v: it must be a multiple of 10ms from 10ms to 40.95s", c.AdvertInterval)
+	}
+	if c.HMAC != nil {
+		if err := c.HMAC.validate(); err != nil {
+			return c, err
+		}
+	}
+	switch {
 	case len(c.Addresses) == 0 || len(c.Addresses) > 255:
 		return c, fmt.Errorf("%d virtual addresses: a virtual router has 1 to 255", len(c.Addresses))
+	}
+	if c.Version == version2 && c.ipv6() {
+		return c, errors.New("version 2 is for IPv4 only")
 	}
 	usable, kind := usable4, "an IPv4 unicast address"
 	if c.ipv6() {
@@ -152,12 +190,15 @@ func (c *Config) virtual(a netip.Addr) bool {
 	return slices.ContainsFunc(c.Addresses, func(p netip.Prefix) bool { return p.Addr() == a })
 }
 
-// checksum returns the form that we send.
+// checksum returns the form that we send, ChecksumAuto if the peer decides.
 func (c *Config) checksum() ChecksumForm {
-	if c.ChecksumPseudoHeader || c.ipv6() {
+	switch {
+	case c.ChecksumPseudoHeader || c.ipv6():
 		return ChecksumPseudo
+	case c.Version == version2:
+		return ChecksumMessage
 	}
-	return ChecksumMessage
+	return c.Checksum
 }
 
 func usable4(a netip.Addr) bool {

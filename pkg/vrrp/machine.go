@@ -31,6 +31,7 @@ type params struct {
 	interval time.Duration // Advertisement_Interval
 	preempt  bool
 	source   netip.Addr // decides between equal priorities
+	version2 bool       // its skew is a part of a second, not of the interval
 }
 
 // machine is the state machine of RFC 9568 section 6.4, with the lease and the
@@ -134,9 +135,14 @@ func (m *machine) start(now time.Duration) {
 	}
 }
 
-// skew is Skew_Time of section 6.1: the better the priority the shorter.
+// skew is Skew_Time of section 6.1: the better the priority the shorter. That of
+// version 2 (RFC 3768 section 6.1) does not depend on the interval.
 func (m *machine) skew() time.Duration {
-	return time.Duration(256-int(m.priority)) * m.learned / 256
+	unit := m.learned
+	if m.version2 {
+		unit = time.Second
+	}
+	return time.Duration(256-int(m.priority)) * unit / 256
 }
 
 // claimTime is how long a claim waits for an objection.

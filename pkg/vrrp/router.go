@@ -25,6 +25,7 @@ type Router struct {
 	log     *slog.Logger
 	machine *machine // Run's goroutine only
 	filter  filter
+	forms   map[netip.Addr]ChecksumForm // of each peer, or of the group
 	now     clock
 	net     transport
 	owner   *owner
@@ -49,9 +50,21 @@ func newRouter(c Config, t transport, book addressBook, h herald, now clock) *Ro
 	log := c.Log.With("router", c.Name)
 	r := &Router{
 		config: c, log: log, now: now, net: t,
-		machine: newMachine(params{priority: c.Priority, interval: c.AdvertInterval, preempt: c.Preempt, source: c.Source}),
-		filter:  filter{vrid: c.VRID, source: c.Source, peers: c.Peers},
-		faults:  make(chan string, 1),
+		machine: newMachine(params{
+			priority: c.Priority, interval: c.AdvertInterval, preempt: c.Preempt, source: c.Source,
+			version2: c.Version == version2,
+		}),
+		filter: filter{
+			version: c.Version, vrid: c.VRID, source: c.Source, peers: c.Peers,
+			auth: c.Auth, interval: c.AdvertInterval,
+		},
+		forms:  map[netip.Addr]ChecksumForm{},
+		faults: make(chan string, 1),
+	}
+	mode := ""
+	if c.HMAC != nil {
+		mode = c.HMAC.Mode.String()
+		r.filter.hmac = newAuthenticator(*c.HMAC, c.AdvertInterval, now, time.Now)
 	}
 	r.owner = &owner{
 		addresses: c.Addresses, book: book, herald: h, now: now, log: log,
@@ -59,6 +72,7 @@ func newRouter(c Config, t transport, book addressBook, h herald, now clock) *Ro
 		changed: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 	}
 	r.state = Snapshot{
+		Version: c.Version, HMAC: mode,
 		Name: c.Name, Interface: c.Interface, VRID: c.VRID, Priority: c.Priority, Preempt: c.Preempt,
 		Addresses: slices.Clone(c.Addresses), Source: c.Source, Peers: slices.Clone(c.Peers),
 		AdvertInterval: c.AdvertInterval, Since: time.Now(),

@@ -12,6 +12,8 @@ type Snapshot struct {
 	Name      string         `json:"name"`
 	Interface string         `json:"interface"`
 	VRID      uint8          `json:"vrid"`
+	Version   uint8          `json:"version"`  // of the protocol
+	HMAC      string         `json:"hmac"`     // its mode; "": none
 	Priority  uint8          `json:"priority"` // ours
 	Preempt   bool           `json:"preempt"`
 	Source    netip.Addr     `json:"source"`
