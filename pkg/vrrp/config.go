@@ -16,6 +16,8 @@ const (
 	// DefaultAdvertInterval makes a take-over last 0.36 s (measured: 0.35 to
 	// 0.39 s); the protocol's own default of one second makes it 3.6 s.
 	DefaultAdvertInterval = 100 * time.Millisecond
+	// DefaultWitnessTimeout outlasts two lost answers to probes a second apart.
+	DefaultWitnessTimeout = 3 * time.Second
 )
 
 // Config describes one virtual router on one interface of this node.
@@ -37,6 +39,30 @@ type Config struct {
 	AdvertInterval time.Duration
 	// Preempt has a better node take the role from a worse active one.
 	Preempt bool
+	// PreemptDelay is how long a worse active router is followed before it is
+	// preempted. It counts from when this node first hears it.
+	PreemptDelay time.Duration
+	// SyncGate has this node stand back until SetSynced says that it has a copy
+	// of what the active one knows.
+	SyncGate bool
+	// Lone says that there is no other node, and there are no Peers. Nobody can
+	// take over then, so the lease is of a hundred years: a freeze or a crash of
+	// this process stops nothing.
+	Lone bool
+	// Witness tells how long ago there was a sign from outside that this node is
+	// not cut off: a peer's acknowledgement by another path, the gateway, a
+	// pooler. ok is false when there never was one. While the last one is older
+	// than WitnessTimeout (0 means DefaultWitnessTimeout) an active router steps
+	// down, and a backup does not become active. nil: none is needed. It is
+	// called on the goroutine that sends the advertisements, with each event,
+	// and must not wait.
+	Witness        func() (ago time.Duration, ok bool)
+	WitnessTimeout time.Duration
+	// PeerActive reports that another path says right now that the other node
+	// holds these addresses with a lease that runs. A backup that hears nobody
+	// does not become active then, for it is the path of the advertisements that
+	// is cut. May be nil; called like Witness.
+	PeerActive func() bool
 	// Addresses are the virtual addresses, 1 to 255 of them, all IPv4 or all
 	// IPv6: a virtual router has one family. They are put on the interface with
 	// this prefix length, but never bring a route. RFC 9568 section 5.2.9 wants
@@ -85,8 +111,9 @@ type Config struct {
 // Both methods are called on the goroutine that sends the advertisements and
 // must not wait. Renewals of a lease that has run out begin it again.
 type Fence interface {
-	// Renew makes the lease end d after now, whatever it was before. An error
-	// makes the router resign: it would be active without being heard.
+	// Renew makes the lease end d after now, whatever it was before: three
+	// advertisement intervals at most, or a hundred years of a lone node. An
+	// error makes the router resign: it would be active without being heard.
 	Renew(d time.Duration) error
 	// Revoke ends the lease at once.
 	Revoke() error
@@ -116,6 +143,9 @@ func (c Config) withDefaults() (Config, error) {
 			c.AdvertInterval = time.Second
 		}
 	}
+	if c.WitnessTimeout == 0 {
+		c.WitnessTimeout = DefaultWitnessTimeout
+	}
 	c.Addresses, c.Peers = slices.Clone(c.Addresses), slices.Clone(c.Peers)
 	const centisecond = 10 * time.Millisecond
 	switch {
@@ -123,6 +153,12 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("a logger is required")
 	case c.Interface == "":
 		return c, errors.New("an interface is required")
+	case c.PreemptDelay < 0:
+		return c, fmt.Errorf("preemption delay %v is negative", c.PreemptDelay)
+	case c.WitnessTimeout < 0:
+		return c, fmt.Errorf("timeout %v of the witness is negative", c.WitnessTimeout)
+	case c.Lone && (len(c.Peers) > 0 || c.Witness != nil || c.PeerActive != nil):
+		return c, errors.New("a lone node has no peers, and needs no witness")
 	case c.VRID == 0:
 		return c, errors.New("virtual router id 0 is reserved, use 1 to 255")
 	case c.Version != version2 && c.Version != version3:

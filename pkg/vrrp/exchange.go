@@ -1,6 +1,7 @@
 package vrrp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,14 +11,14 @@ import (
 )
 
 // advertise sends one advertisement to every peer, or to the group.
-func (r *Router) advertise(priority uint8) []event {
-	began := r.now()
+func (r *Router) advertise(what action) []event {
+	priority, began := what.priority, r.now()
 	if priority != priorityResign && r.machine.expired(began) {
 		// Frozen since the machine decided: let it see that first.
 		return []event{{kind: evTimer}}
 	}
 	c := &r.config
-	a := Advertisement{VRID: c.VRID, Priority: priority, Interval: c.AdvertInterval}
+	a := Advertisement{VRID: c.VRID, Priority: priority, Interval: cmp.Or(what.interval, c.AdvertInterval)}
 	for _, p := range c.Addresses {
 		a.Addresses = append(a.Addresses, p.Addr())
 	}
@@ -125,7 +126,9 @@ func (r *Router) receive() error {
 func (r *Router) accept(a Advertisement, from netip.Addr, form ChecksumForm) {
 	now := r.now()
 	r.learnForm(from, form)
-	sameInterval, sameAddresses := a.Interval == r.config.AdvertInterval, len(a.Addresses) == len(r.config.Addresses)
+	// A resignation has an interval of its own, see handoverInterval.
+	sameInterval := a.Priority == priorityResign || a.Interval == r.config.AdvertInterval
+	sameAddresses := len(a.Addresses) == len(r.config.Addresses)
 	for _, addr := range a.Addresses {
 		sameAddresses = sameAddresses && r.config.virtual(addr)
 	}
@@ -140,6 +143,9 @@ func (r *Router) accept(a Advertisement, from netip.Addr, form ChecksumForm) {
 	}
 	if !sameAddresses {
 		s.AddressMismatches++
+	}
+	if a.Priority == priorityResign && s.Peer.Address == from {
+		a.Interval = s.Peer.AdvertInterval
 	}
 	s.Peer = Peer{Address: from, Priority: a.Priority, AdvertInterval: a.Interval, Checksum: form}
 	r.seen = now

@@ -29,6 +29,12 @@ func show(actions []action) string {
 			parts = append(parts, "announce")
 		case actTransition:
 			parts = append(parts, a.to.String())
+		case actContention:
+			parts = append(parts, "contention")
+		case actOutcome:
+			parts = append(parts, strings.TrimSpace("outcome "+a.reason))
+		case actBarred:
+			parts = append(parts, "barred")
 		}
 	}
 	return strings.Join(parts, ", ")
@@ -232,19 +238,19 @@ func TestMachine(t *testing.T) {
 			timed{500 * ms, heard(101, other), ""},
 		)},
 		{"a better router appears", 100, false, active(
-			timed{400 * ms, heard(101, other), "revoke, send 0, disown, backup"},
+			timed{400 * ms, heard(101, other), "contention, revoke, send 0, disown, backup"},
 			timed{400*ms + claimAt, timer, "send 100"},
 		)},
 		{"an equal router with a greater address appears", 100, false, active(
-			timed{400 * ms, heard(100, netip.MustParseAddr("192.168.1.12")), "revoke, send 0, disown, backup"},
+			timed{400 * ms, heard(100, netip.MustParseAddr("192.168.1.12")), "contention, revoke, send 0, disown, backup"},
 		)},
 		{"an equal router with a smaller address appears", 100, false, active(
-			timed{400 * ms, heard(100, other), "send 100, announce"},
+			timed{400 * ms, heard(100, other), "contention, send 100, announce"},
 		)},
 		{"a worse router appears, again and again", 100, false, active(
-			timed{400 * ms, heard(90, other), "send 100, announce"},
-			timed{401 * ms, heard(90, other), "announce"},
-			timed{404 * ms, heard(90, other), "send 100, announce"},
+			timed{400 * ms, heard(90, other), "contention, send 100, announce"},
+			timed{401 * ms, heard(90, other), "contention, announce"},
+			timed{404 * ms, heard(90, other), "contention, send 100, announce"},
 			timed{503 * ms, timer, ""}, // an interval after the last one
 			timed{504 * ms, timer, "send 100"},
 		)},

@@ -48,8 +48,9 @@ type owner struct {
 	restored  atomic.Uint64
 
 	mu    sync.Mutex
-	want  bool // the addresses shall be ours
-	fresh bool // announce them from the beginning
+	want  bool          // the addresses shall be ours
+	fresh bool          // announce them from the beginning
+	gone  chan struct{} // closed when they are given up, or wanted again; nil: we have none
 
 	held     bool // the rest belongs to run
 	schedule schedule
@@ -75,11 +76,34 @@ func (o *owner) again() {
 
 func (o *owner) order(want, fresh bool) {
 	o.mu.Lock()
+	if want && !o.want {
+		o.settleLocked()
+		o.gone = make(chan struct{})
+	}
 	o.want, o.fresh = want, fresh
 	o.mu.Unlock()
 	select {
 	case o.wake <- struct{}{}:
 	default:
+	}
+}
+
+// given returns a channel that is closed once the addresses are given up.
+func (o *owner) given() <-chan struct{} {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.gone == nil {
+		none := make(chan struct{})
+		close(none)
+		return none
+	}
+	return o.gone
+}
+
+func (o *owner) settleLocked() {
+	if o.gone != nil {
+		close(o.gone)
+		o.gone = nil
 	}
 }
 
@@ -201,6 +225,7 @@ func (o *owner) warn(what string, err error) {
 }
 
 func (o *owner) release() {
+	defer o.settle()
 	if !o.held {
 		return
 	}
@@ -212,5 +237,14 @@ func (o *owner) release() {
 			o.held = true
 			o.log.Error("failed to give up a virtual address", "address", p, "error", err)
 		}
+	}
+}
+
+// settle tells who waits for it that the addresses are given up, if they are.
+func (o *owner) settle() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.held && !o.want {
+		o.settleLocked()
 	}
 }
