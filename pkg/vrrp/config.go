@@ -221,6 +221,16 @@ func (c Config) withDefaults() (Config, error) {
 // ipv6 reports whether the virtual router's family is IPv6. There is an address.
 func (c *Config) ipv6() bool { return c.Addresses[0].Addr().Is6() }
 
+// lifetime is how long a virtual address stays on the interface without being
+// renewed, seconds; 0: for ever. It outlives the lease, which ends first.
+func (c *Config) lifetime() int {
+	if c.Lone {
+		return 0
+	}
+	const second = time.Second
+	return int((leaseIntervals*c.AdvertInterval + addressSpare + second - 1) / second)
+}
+
 // virtual reports whether a is one of the virtual addresses.
 func (c *Config) virtual(a netip.Addr) bool {
 	return slices.ContainsFunc(c.Addresses, func(p netip.Prefix) bool { return p.Addr() == a })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -33,6 +34,9 @@ type Router struct {
 	lease   atomic.Int64 // end of the lease on the clock now; 0: none
 	closers []func() error
 	watch   func(context.Context, chan<- struct{}) error // nil: nobody tells of changes
+	// sniff tells of others who answer for the addresses. nil: nobody does.
+	sniff     func(context.Context, func() (net.HardwareAddr, error), func(string)) error
+	conflicts chan string // capacity 1
 
 	mute         [numRefusals]limiter // Run's goroutine only, as the next seven
 	muteSend     limiter
@@ -80,7 +84,7 @@ func newRouter(c Config, t transport, book addressBook, h herald, now clock) *Ro
 	if c.Witness != nil {
 		r.machine.witness = c.WitnessTimeout
 	}
-	r.inputs.wake = make(chan struct{}, 1)
+	r.inputs.wake, r.conflicts = make(chan struct{}, 1), make(chan string, 1)
 	r.state = Snapshot{
 		Version: c.Version, HMAC: mode,
 		Name: c.Name, Interface: c.Interface, VRID: c.VRID, Priority: c.Priority, Preempt: c.Preempt,
@@ -108,6 +112,20 @@ func (r *Router) Run(ctx context.Context) error {
 			if err := r.watch(inner, r.owner.changed); err != nil {
 				// The owner looks by itself every second.
 				r.log.Warn("address changes are noticed later from now on", "error", err)
+			}
+			return nil
+		})
+	}
+	if r.sniff != nil {
+		parts = append(parts, func() error {
+			err := r.sniff(inner, r.owner.book.hardware, func(what string) {
+				select {
+				case r.conflicts <- what:
+				default: // one is on its way already
+				}
+			})
+			if err != nil {
+				r.log.Warn("others who answer for the addresses are not noticed from now on", "error", err)
 			}
 			return nil
 		})
@@ -152,6 +170,8 @@ func (r *Router) loop(ctx context.Context, failed <-chan error) error {
 			return err
 		case reason := <-r.faults:
 			r.step(event{kind: evFault, reason: reason})
+		case what := <-r.conflicts:
+			r.step(event{kind: evConflict, reason: what})
 		case <-r.inputs.wake:
 			r.takeInputs()
 		case <-r.net.ready():
