@@ -2,23 +2,59 @@ package vrrp
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"time"
 )
 
 // What the machine makes of an advertisement.
 
+// maxLeases bounds what strangers can make us remember where anybody may
+// advertise.
+const maxLeases = 32
+
 // note remembers who advertises and how long its lease can last. One that
-// withdraws says so by priority 0.
+// withdraws says so by priority 0. Each has a lease of its own: among three, a
+// claim that was withdrawn must not hide who is still active.
 func (m *machine) note(e event, now time.Duration) {
+	maps.DeleteFunc(m.leases, func(_ netip.Addr, end time.Duration) bool { return end <= now })
 	switch {
 	case e.advert.Priority != priorityResign:
-		m.rival, m.rivalPriority = e.from, e.advert.Priority
-		m.rivalLease, m.vacated = now+leaseIntervals*e.advert.Interval, false
+		m.rival, m.rivalPriority, m.vacated = e.from, e.advert.Priority, false
+		m.mayHold(e.from, now+leaseOf(e.advert.Interval))
+		return
 	case e.from == m.rival:
-		m.rival, m.rivalLease = netip.Addr{}, 0
+		m.rival = netip.Addr{}
+	}
+	delete(m.leases, e.from)
+	m.mayHold(netip.Addr{}, 0)
+}
+
+// mayHold notes until when another router may hold a lease. The zero address is
+// who could not be heard.
+func (m *machine) mayHold(who netip.Addr, until time.Duration) {
+	if _, known := m.leases[who]; until > 0 && (known || len(m.leases) < maxLeases) {
+		if m.leases == nil {
+			m.leases = map[netip.Addr]time.Duration{}
+		}
+		m.leases[who] = until
+	}
+	m.rivalLease = 0
+	for _, end := range m.leases {
+		m.rivalLease = max(m.rivalLease, end)
 	}
 }
+
+// leaseOf is how long the lease of a router with that interval can last by our
+// clock, from when we hear it.
+func leaseOf(interval time.Duration) time.Duration {
+	lease := leaseIntervals * interval
+	return lease + lease/driftShare
+}
+
+// absent notes that we could hear nobody until now, so that the silence so far
+// proves nothing. A down timer that begins now needs no such note: it is longer.
+func (m *machine) absent(now time.Duration) { m.unheard = now + leaseOf(m.learned) }
 
 // better reports whether the sender of an advertisement goes before us.
 func (m *machine) better(e event) bool {

@@ -12,6 +12,11 @@ const (
 	// 6.1), so the skew is what separates the end of our lease from a peer's
 	// take-over.
 	leaseIntervals = 3
+	// driftShare is the part by which another node's lease may last longer by
+	// our clock than by its own. Clocks of a pair run apart by far less, but while
+	// one of them is set right its rate may be off by percents: adjtimex allows
+	// 10 % for the tick, NTP daemons stay well below.
+	driftShare = 24
 	// claimShare and claimMax give the length of a claim: it must exceed a LAN
 	// round trip and be small beside the take-over time.
 	claimShare = 16
@@ -59,13 +64,15 @@ type machine struct {
 	cause         string        // why the running down timer would make us active
 	rival         netip.Addr    // who advertised last, until it resigned
 	rivalPriority uint8
-	rivalLease    time.Duration // until then the rival may hold a lease
-	vacated       bool          // the router that we followed has resigned
-	worse         bool          // we follow a worse router, whom we would preempt,
-	worseSince    time.Duration // since then
-	isolated      bool          // the witness was missing when we last looked
-	claimSent     time.Duration // just before our claim was sent
-	claimEnd      time.Duration // end of the wait for objections to it
+	leases        map[netip.Addr]time.Duration // until then others may hold one
+	rivalLease    time.Duration                // the last of these
+	unheard       time.Duration                // until then a router that we could not hear may hold one
+	vacated       bool                         // the router that we followed has resigned
+	worse         bool                         // we follow a worse router, whom we would preempt,
+	worseSince    time.Duration                // since then
+	isolated      bool                         // the witness was missing when we last looked
+	claimSent     time.Duration                // just before our claim was sent
+	claimEnd      time.Duration                // end of the wait for objections to it
 	out           []action
 }
 
@@ -174,6 +181,7 @@ func (m *machine) start(e event, now time.Duration) {
 	m.do(action{kind: actDisown})
 	m.become(Backup, "started")
 	m.learned = m.interval
+	m.absent(now)
 	m.listen(now, "no active router heard since the start")
 	switch fault := m.fault(); {
 	case fault != "":
@@ -222,6 +230,7 @@ func (m *machine) timeout(e event, now time.Duration) {
 	case late || wasIsolated && !m.isolated:
 		// It was we who were absent: the silence proves nothing, and a claim
 		// that was out meanwhile may have been answered.
+		m.absent(now)
 		m.listen(now, m.cause)
 	case reason != "":
 		m.withdraw()
@@ -323,6 +332,7 @@ func (m *machine) stepDown(now time.Duration, reason string) {
 	m.do(action{kind: actDisown})
 	m.become(Backup, reason)
 	m.learned = m.interval
+	m.absent(now)
 	m.listen(now, "no active router heard since we stepped down")
 }
 

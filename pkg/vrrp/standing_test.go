@@ -3,6 +3,7 @@ package vrrp
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -267,15 +268,36 @@ func TestMachineMoves(t *testing.T) {
 		}},
 		{"take over", false, []timed{
 			{0, start, "revoke, disown, backup"},
+			{400 * ms, heard(101, other), ""},
+			{450 * ms, takeover, "send 254"},
+			{450 * ms, sent(450 * ms), ""},
+			{451 * ms, quick, ""},
+			{456250 * time.Microsecond, timer, "renew 750ms, own, active, send 254, outcome"},
+			{500 * ms, heard(101, other), "contention, send 254, announce"},
+			{500 * ms, event{kind: evFault, reason: "no"}, "revoke, send 0, disown, backup"}, // over
+			{600 * ms, heard(101, other), ""},
+			{600*ms + claimAt, timer, "send 100"},
+		}},
+		{"take over right after the start: another may have been missed", false, []timed{
+			{0, start, "revoke, disown, backup"},
 			{100 * ms, heard(101, other), ""},
 			{150 * ms, takeover, "send 254"},
 			{150 * ms, sent(150 * ms), ""},
 			{151 * ms, quick, ""},
-			{156250 * time.Microsecond, timer, "renew 450ms, own, active, send 254, outcome"},
-			{200 * ms, heard(101, other), "contention, send 254, announce"},
-			{200 * ms, event{kind: evFault, reason: "no"}, "revoke, send 0, disown, backup"}, // over
-			{300 * ms, heard(101, other), ""},
-			{300*ms + claimAt, timer, "send 100"},
+			{156250 * time.Microsecond, timer, ""},
+			{312500 * time.Microsecond, timer, "send 254"},
+			{312500 * time.Microsecond, sent(312500 * time.Microsecond), ""},
+			{318750 * time.Microsecond, timer, "renew 612.5ms, own, active, send 254, outcome"},
+		}},
+		{"take over among three: a withdrawn claim does not hide the active one", false, []timed{
+			{0, start, "revoke, disown, backup"},
+			{400 * ms, heard(101, other), ""},
+			{450 * ms, heard(101, netip.MustParseAddr("192.168.1.12")), ""},
+			{460 * ms, takeover, "send 254"},
+			{460 * ms, sent(460 * ms), ""},
+			{461 * ms, heard(0, netip.MustParseAddr("192.168.1.12")), ""},
+			{466250 * time.Microsecond, timer, ""},
+			{712500 * time.Microsecond, timer, "send 254"},
 		}},
 		{"take over from one that gives way without a word", false, []timed{
 			{0, start, "revoke, disown, backup"},
@@ -283,15 +305,15 @@ func TestMachineMoves(t *testing.T) {
 			{150 * ms, takeover, "send 254"},
 			{150 * ms, sent(150 * ms), ""},
 			{156250 * time.Microsecond, timer, ""},
-			{400 * ms, timer, "send 254"},
-			{400 * ms, sent(400 * ms), ""},
-			{406250 * time.Microsecond, timer, "renew 700ms, own, active, send 254, outcome"},
+			{412500 * time.Microsecond, timer, "send 254"},
+			{412500 * time.Microsecond, sent(412500 * time.Microsecond), ""},
+			{418750 * time.Microsecond, timer, "renew 712.5ms, own, active, send 254, outcome"},
 		}},
 		{"take over from the owner", false, []timed{
 			{0, start, "revoke, disown, backup"},
 			{100 * ms, heard(255, other), ""},
 			{150 * ms, takeover, "outcome 192.168.1.10 advertises priority 255"},
-			{460*ms + 1, takeover, "send 254"}, // silent for long
+			{460 * ms, takeover, "send 254"}, // silent for long
 			{461 * ms, heard(255, other), "send 0, outcome 192.168.1.10 advertises priority 255"},
 		}},
 		{"take over as the active one", true, active(
