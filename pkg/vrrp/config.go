@@ -159,6 +159,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("timeout %v of the witness is negative", c.WitnessTimeout)
 	case c.Lone && (len(c.Peers) > 0 || c.Witness != nil || c.PeerActive != nil):
 		return c, errors.New("a lone node has no peers, and needs no witness")
+	case c.Checksum > ChecksumPseudo:
+		return c, fmt.Errorf("%v is no form of checksum", c.Checksum)
 	case c.VRID == 0:
 		return c, errors.New("virtual router id 0 is reserved, use 1 to 255")
 	case c.Version != version2 && c.Version != version3:

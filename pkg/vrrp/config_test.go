@@ -45,6 +45,10 @@ func TestConfig(t *testing.T) {
 		{func(c *Config) { c.Peers = append(c.Peers, node2) }, "peer 192.168.1.11 is given twice"},
 		{func(c *Config) { c.Addresses = append(c.Addresses, netip.PrefixFrom(vip6, 128)) }, "virtual address fd00:1::100/128 is not an IPv4 unicast"},
 		{func(c *Config) { c.Peers[0] = local2 }, "peer fe80::11 is not an IPv4 unicast address"},
+		{func(c *Config) { c.PreemptDelay = -1 }, "preemption delay -1ns is negative"},
+		{func(c *Config) { c.WitnessTimeout = -1 }, "timeout -1ns of the witness is negative"},
+		{func(c *Config) { c.Lone = true }, "a lone node has no peers, and needs no witness"},
+		{func(c *Config) { c.Checksum = 7 }, "checksum(7) is no form of checksum"},
 		{func(c *Config) { c.Version = 1 }, "version 1: VRRP has versions 2 and 3"},
 		{func(c *Config) { c.Version, c.AdvertInterval = 2, 100*ms }, "advertisement interval 100ms: version 2 has whole seconds"},
 		{func(c *Config) { c.Version, c.AdvertInterval = 2, 256*time.Second }, "advertisement interval 4m16s: version 2 has"},
@@ -98,6 +102,19 @@ func TestConfigIPv6(t *testing.T) {
 		tc.change(&c)
 		if _, err := Open(c); err == nil || !strings.HasPrefix(err.Error(), "virtual router main6: ") || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%v, want %q", err, tc.want)
+		}
+	}
+}
+
+func TestLifetime(t *testing.T) {
+	for _, tc := range []struct {
+		interval time.Duration
+		lone     bool
+		want     int
+	}{{100 * ms, false, 4}, {time.Second, false, 6}, {1500 * ms, false, 8}, {100 * ms, true, 0}} {
+		c := Config{AdvertInterval: tc.interval, Lone: tc.lone}
+		if got := c.lifetime(); got != tc.want {
+			t.Errorf("interval %v, lone %v: %d s, want %d s", tc.interval, tc.lone, got, tc.want)
 		}
 	}
 }

@@ -166,3 +166,30 @@ func keepalivedTurns(t *testing.T, hosts []*host, change func(*Config)) {
 	}
 	must(t, "waiting for keepalived", theirs.Wait())
 }
+
+// TestNetnsTakeoverFromKeepalived moves the role by order. keepalived gives way
+// without a word, so its lease, which it does not have, must be waited for.
+func TestNetnsTakeoverFromKeepalived(t *testing.T) {
+	if _, err := exec.LookPath("keepalived"); err != nil {
+		t.Skip("needs keepalived")
+	}
+	hosts := newLAN(t, node1, node2)
+	h1, h2 := hosts[0], hosts[1]
+	h2.keepalived("MASTER", h2.config(150, node1))
+	eventually(t, 5*time.Second, "keepalived owns the address", h2.hasVIP)
+	ours := h1.route(h1.config(100, node2))
+	eventually(t, 2*time.Second, "ours hears keepalived", func() bool { return ours.Snapshot().Received > 4 })
+	began := time.Now()
+	must(t, "taking over", ours.Takeover(t.Context(), "test"))
+	t.Logf("taken over after %v", time.Since(began))
+	eventually(t, time.Second, "the address has moved", func() bool { return h1.hasVIP() && !h2.hasVIP() })
+	sent := ours.Snapshot().Sent
+	eventually(t, 3*time.Second, "a second of advertisements", func() bool { return ours.Snapshot().Sent > sent+10 })
+	if h2.hasVIP() || !h1.hasVIP() {
+		t.Error("the role did not stay where it was moved")
+	}
+	began = time.Now()
+	must(t, "resigning", ours.Resign(t.Context(), "test"))
+	eventually(t, takeoverLimit, "keepalived owns the address", h2.hasVIP)
+	t.Logf("keepalived took over %v after the resignation", time.Since(began))
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 )
 
@@ -29,7 +30,11 @@ var errEnded = errors.New("the virtual router is not running any more")
 func (i *inputs) put(in input) {
 	i.mu.Lock()
 	closed := i.closed
-	if !closed {
+	before := len(i.list)
+	if in.cancel {
+		i.list = slices.DeleteFunc(i.list, func(other input) bool { return other.done == in.done })
+	}
+	if !closed && len(i.list) == before {
 		i.list = append(i.list, in)
 	}
 	i.mu.Unlock()

@@ -91,6 +91,7 @@ func newRouter(c Config, t transport, book addressBook, h herald, now clock) *Ro
 		Addresses: slices.Clone(c.Addresses), Source: c.Source, Peers: slices.Clone(c.Peers),
 		AdvertInterval: c.AdvertInterval, Since: time.Now(),
 	}
+	r.publish()
 	return r
 }
 
