@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -27,6 +29,9 @@ type kernel struct {
 	link   netlink.Link
 	ipv6   bool              // the family
 	events *nl.NetlinkSocket // addresses of the family coming and going
+	// lifetime is how long an address that was added stays when it is not added
+	// again, seconds; 0: for ever.
+	lifetime int
 }
 
 func openKernel(device string, ipv6 bool) (*kernel, error) {
@@ -122,26 +127,33 @@ func (k *kernel) elsewhere(a netip.Addr) (string, error) {
 	return "", nil
 }
 
-// add puts an address on the interface; that it is there already is no error.
+// add puts an address on the interface, or makes one that is there stay longer.
 // It brings no route: the LAN's comes from the node's own address, and a second
 // one could become the preferred source of the node's own traffic.
+//
+// The address has a lifetime, so that the kernel takes it off when this process
+// has died or is frozen. Renewing it in time changes nothing else.
 //
 // An IPv6 address skips duplicate address detection, which would keep it
 // unusable for a second or more, and would give it up when the node that had it
 // until now still answers; who owns it is for the election to say. And it is
-// deprecated from the start (preferred for no time, valid for ever): it answers
-// whoever asks for it, but as the source of the node's own traffic any other
-// address goes before it (RFC 6724 section 5, rule 3). Otherwise a long prefix
-// length would make it the first choice (rule 8).
+// deprecated from the start (preferred for no time): it answers whoever asks for
+// it, but as the source of the node's own traffic any other address goes before
+// it (RFC 6724 section 5, rule 3). Otherwise a long prefix length would make it
+// the first choice (rule 8).
 func (k *kernel) add(p netip.Prefix) error {
 	addr := &netlink.Addr{
 		IPNet: toIPNet(p), Scope: int(netlink.SCOPE_UNIVERSE), Flags: unix.IFA_F_NOPREFIXROUTE,
+		ValidLft: k.lifetime, PreferedLft: k.lifetime,
 	}
 	if k.ipv6 {
 		addr.Flags |= unix.IFA_F_NODAD
-		addr.PreferedLft, addr.ValidLft = 0, math.MaxUint32 // seconds; the greatest number is for ever
+		addr.PreferedLft = 0
+		if k.lifetime == 0 {
+			addr.ValidLft = math.MaxUint32 // seconds; the greatest number is for ever
+		}
 	}
-	if err := k.handle.AddrAdd(k.link, addr); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := k.handle.AddrReplace(k.link, addr); err != nil {
 		return fmt.Errorf("adding %v to %s: %w", p, k.link.Attrs().Name, err)
 	}
 	return nil
@@ -178,13 +190,13 @@ func (k *kernel) hardware() (net.HardwareAddr, error) {
 	return link.Attrs().HardwareAddr, nil
 }
 
-// watch puts a token in wake whenever an address comes or goes anywhere,
-// until ctx is cancelled.
+// watch puts a token in wake whenever an address goes anywhere, until ctx is
+// cancelled. Those that come are of no interest, and our own renewals among them.
 func (k *kernel) watch(ctx context.Context, wake chan<- struct{}) error {
 	stop := context.AfterFunc(ctx, k.events.Close)
 	defer stop()
 	for {
-		_, _, err := k.events.Receive()
+		messages, _, err := k.events.Receive()
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -193,6 +205,8 @@ func (k *kernel) watch(ctx context.Context, wake chan<- struct{}) error {
 		case err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EAGAIN):
 			// An overflow (ENOBUFS) lost events, and so is one itself.
 			return fmt.Errorf("watching address changes: %w", err)
+		case err == nil && !slices.ContainsFunc(messages, isRemoval):
+			continue
 		}
 		select {
 		case wake <- struct{}{}:
@@ -200,6 +214,8 @@ func (k *kernel) watch(ctx context.Context, wake chan<- struct{}) error {
 		}
 	}
 }
+
+func isRemoval(m syscall.NetlinkMessage) bool { return m.Header.Type == unix.RTM_DELADDR }
 
 func toIPNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}

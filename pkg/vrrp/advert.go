@@ -49,6 +49,9 @@ const (
 	ChecksumUnknown ChecksumForm = iota // nothing accepted so far
 	ChecksumMessage                     // over the message only, RFC 9568
 	ChecksumPseudo                      // over a pseudo-header and the message
+
+	// ChecksumAuto, of a Config, sends in the form of the peer once it is known.
+	ChecksumAuto = ChecksumUnknown
 )
 
 var checksumNames = [...]string{ChecksumUnknown: "unknown", ChecksumMessage: "message", ChecksumPseudo: "pseudo-header"}
@@ -64,12 +67,13 @@ func (f ChecksumForm) String() string {
 // MarshalText implements encoding.TextMarshaler.
 func (f ChecksumForm) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
 
-// Advertisement is the only message of VRRP (RFC 9568 section 5.2), version 3.
+// Advertisement is the only message of VRRP (RFC 9568 section 5.2). [Parse] and
+// Append are of version 3, [Parse2] and Append2 of version 2.
 type Advertisement struct {
 	VRID     uint8
 	Priority uint8
 	// Interval is the sender's advertisement interval, 10 ms to 40.95 s in
-	// steps of 10 ms (the wire has centiseconds).
+	// steps of 10 ms (the wire has centiseconds). Version 2 has seconds, 1 to 255.
 	Interval  time.Duration
 	Addresses []netip.Addr // the virtual addresses, 1 to 255 of them, all of one family
 }
@@ -86,13 +90,18 @@ func (a *Advertisement) Append(b []byte, form ChecksumForm, src, dst netip.Addr)
 	for _, addr := range a.Addresses {
 		b = append(b, addr.AsSlice()...)
 	}
-	msg := b[start:]
+	seal(b[start:], form, src, dst)
+	return b
+}
+
+// seal fills in the checksum of a version 3 message.
+func seal(msg []byte, form ChecksumForm, src, dst netip.Addr) {
+	msg[6], msg[7] = 0, 0
 	sum := sum16(0, msg)
 	if form == ChecksumPseudo || src.Is6() {
 		sum = pseudoSum(sum, src, dst, len(msg))
 	}
 	binary.BigEndian.PutUint16(msg[6:], ^fold(sum))
-	return b
 }
 
 // Parse decodes and verifies the VRRP message b, which came in a packet from
@@ -102,6 +111,11 @@ func (a *Advertisement) Append(b []byte, form ChecksumForm, src, dst netip.Addr)
 // The checks of RFC 9568 section 7.1 that need no knowledge of the receiver
 // are all here; those that do (TTL, VRID, source) are the router's.
 func Parse(b []byte, src, dst netip.Addr) (Advertisement, ChecksumForm, error) {
+	return parse3(b, 0, src, dst)
+}
+
+// parse3 is Parse of a message that is followed by a trailer of that many bytes.
+func parse3(b []byte, trailer int, src, dst netip.Addr) (Advertisement, ChecksumForm, error) {
 	if len(b) < headerLen {
 		return Advertisement{}, ChecksumUnknown, RefusedLength
 	}
@@ -112,15 +126,19 @@ func Parse(b []byte, src, dst netip.Addr) (Advertisement, ChecksumForm, error) {
 		return Advertisement{}, ChecksumUnknown, RefusedType
 	}
 	count, size := int(b[3]), src.BitLen()/8
-	if len(b) != headerLen+size*count {
+	if len(b) != headerLen+size*count+trailer {
 		return Advertisement{}, ChecksumUnknown, RefusedLength
 	}
+	covered := b[:len(b)-trailer]
+	if src.Is6() {
+		covered = b // the sender's kernel takes it for a transport protocol's
+	}
 	form := ChecksumUnknown
-	sum := sum16(0, b)
+	sum := sum16(0, covered)
 	switch {
 	case fold(sum) == 0xffff && src.Is4():
 		form = ChecksumMessage
-	case fold(pseudoSum(sum, src, dst, len(b))) == 0xffff:
+	case fold(pseudoSum(sum, src, dst, len(covered))) == 0xffff:
 		form = ChecksumPseudo
 	default:
 		return Advertisement{}, ChecksumUnknown, RefusedChecksum

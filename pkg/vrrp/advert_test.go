@@ -261,11 +261,24 @@ func FuzzAccept(f *testing.F) {
 	for _, g := range golden {
 		f.Add(packetOf(g.src, g.dst, 255, unhex(f, g.frame)))
 	}
+	for _, g := range golden2 {
+		f.Add(packetOf(node2, node1, 255, unhex(f, g.frame)))
+	}
+	for _, g := range goldenHMAC {
+		f.Add(packetOf(netip.MustParseAddr(g.src), netip.MustParseAddr(g.dst), 255, unhex(f, g.frame)))
+	}
 	f.Add(packetOf(node2, node1, 255, nil))
 	f.Add(packetOf(local2, local1, 255, nil))
 	filters := []filter{
 		{vrid: 51, source: node1}, {vrid: 51, source: node1, peers: []netip.Addr{node2}},
 		{vrid: 51, source: local1}, {vrid: 51, source: local1, peers: []netip.Addr{local2}},
+		{vrid: 51, source: node1, version: 2, interval: time.Second},
+		{vrid: 51, source: node1, version: 2, interval: time.Second, auth: "1111"},
+		{vrid: 51, source: node1}, {vrid: 51, source: local1},
+	}
+	for i := len(filters) - 2; i < len(filters); i++ {
+		filters[i].hmac = newAuthenticator(HMAC{Mode: HMACPermissive, Keys: map[uint8]Secret{1: key1}}, time.Second,
+			func() time.Duration { return 0 }, func() time.Time { return time.Unix(0x68000000, 0) })
 	}
 	f.Fuzz(func(t *testing.T, packet []byte) {
 		for _, fl := range filters {
@@ -274,6 +287,12 @@ func FuzzAccept(f *testing.F) {
 				var r Refusal
 				if !errors.As(err, &r) || r >= numRefusals {
 					t.Fatalf("error %v is no Refusal", err)
+				}
+				continue
+			}
+			if fl.version == 2 {
+				if again, err := Parse2(a.Append2(nil, fl.auth), fl.auth); err != nil || !reflect.DeepEqual(a, again) {
+					t.Fatalf("%+v became %+v (%v)", a, again, err)
 				}
 				continue
 			}

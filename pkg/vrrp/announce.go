@@ -1,13 +1,19 @@
 package vrrp
 
 import (
+	"bytes"
+	"context"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/mdlayher/arp"
 	"github.com/mdlayher/ethernet"
 	"github.com/mdlayher/packet"
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
 )
 
 // closableHerald is a herald that holds a socket.
@@ -21,10 +27,11 @@ func openHerald(c Config) (closableHerald, error) {
 	if c.ipv6() {
 		return openAdvertiser(c.Interface, c.Source)
 	}
-	return openAnnouncer(c.Interface)
+	return openAnnouncer(c.Interface, c.Addresses)
 }
 
-// announcer sends gratuitous ARP on one interface.
+// announcer sends gratuitous ARP on one interface, and hears who else speaks as
+// one of the addresses.
 type announcer struct {
 	client *arp.Client
 }
@@ -41,14 +48,18 @@ func ethernetInterface(device string) (*net.Interface, error) {
 	return ifi, nil
 }
 
-func openAnnouncer(device string) (*announcer, error) {
+func openAnnouncer(device string, addresses []netip.Prefix) (*announcer, error) {
 	ifi, err := ethernetInterface(device)
 	if err != nil {
 		return nil, err
 	}
-	// Protocol 0 receives nothing: without it every ARP packet of the LAN would
-	// be queued on a socket that nobody reads.
-	socket, err := packet.Listen(ifi, packet.Raw, 0, nil)
+	only, err := spokenAs(addresses)
+	if err != nil {
+		return nil, err
+	}
+	// The filter is there from the start: without it every ARP packet of the LAN
+	// would wake us. What this host sends does not come back here.
+	socket, err := packet.Listen(ifi, packet.Raw, unix.ETH_P_ARP, &packet.Config{Filter: only})
 	if err != nil {
 		return nil, fmt.Errorf("opening a packet socket on %s (it needs CAP_NET_RAW): %w", device, err)
 	}
@@ -58,6 +69,55 @@ func openAnnouncer(device string) (*announcer, error) {
 		return nil, fmt.Errorf("preparing gratuitous ARP on %s: %w", device, err)
 	}
 	return &announcer{client: client}, nil
+}
+
+// spokenAs is a filter that lets through the ARP packets whose sender claims to
+// have one of the addresses.
+func spokenAs(addresses []netip.Prefix) ([]bpf.RawInstruction, error) {
+	const senderIP = 14 + 14 // behind the Ethernet header: ARP's sender protocol address
+	program := []bpf.Instruction{bpf.LoadAbsolute{Off: senderIP, Size: 4}}
+	for _, p := range addresses {
+		a := p.Addr().As4()
+		program = append(program,
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: binary.BigEndian.Uint32(a[:]), SkipFalse: 1},
+			bpf.RetConstant{Val: 1 << 16},
+		)
+	}
+	raw, err := bpf.Assemble(append(program, bpf.RetConstant{}))
+	if err != nil {
+		return nil, fmt.Errorf("assembling a filter for ARP: %w", err)
+	}
+	return raw, nil
+}
+
+// conflicts calls tell for each ARP packet in which another host speaks as one
+// of the addresses, until ctx is cancelled. own returns our hardware address.
+func (a *announcer) conflicts(ctx context.Context, own func() (net.HardwareAddr, error), tell func(what string)) error {
+	stop := context.AfterFunc(ctx, func() {
+		// The only possible error is a closed socket, which ends the read too.
+		_ = a.client.SetReadDeadline(time.Unix(1, 0))
+	})
+	defer stop()
+	var last time.Time
+	for {
+		p, _, err := a.client.Read()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("listening to ARP: %w", err)
+		}
+		// A flood of them is one conflict: no more than can be answered counts.
+		if time.Since(last) < announceGap {
+			continue
+		}
+		last = time.Now()
+		hardware, err := own()
+		if err != nil || bytes.Equal(p.SenderHardwareAddr, hardware) {
+			continue // our own, come back by a loop in the LAN
+		}
+		tell(fmt.Sprintf("%v answers ARP for %v", p.SenderHardwareAddr, p.SenderIP))
+	}
 }
 
 func (a *announcer) close() error { return a.client.Close() }

@@ -16,6 +16,8 @@ const (
 	// DefaultAdvertInterval makes a take-over last 0.36 s (measured: 0.35 to
 	// 0.39 s); the protocol's own default of one second makes it 3.6 s.
 	DefaultAdvertInterval = 100 * time.Millisecond
+	// DefaultWitnessTimeout outlasts two lost answers to probes a second apart.
+	DefaultWitnessTimeout = 3 * time.Second
 )
 
 // Config describes one virtual router on one interface of this node.
@@ -23,14 +25,44 @@ type Config struct {
 	Name      string // for logs and snapshots
 	Interface string // must exist when Open is called
 	VRID      uint8  // 1 to 255, the same on all nodes
+	// Version of the protocol, the same on all nodes: 3 (RFC 9568), also when it
+	// is 0, or 2 (RFC 3768), which is for IPv4 only and has whole seconds. A
+	// node that speaks another version is not listened to, and becomes active
+	// beside us.
+	Version uint8
 	// Priority is 1 to 254, higher is better; 255 is for the node whose own
 	// address is the virtual one. 0 means DefaultPriority.
 	Priority uint8
 	// AdvertInterval is 10 ms to 40.95 s in steps of 10 ms. 0 means
-	// DefaultAdvertInterval.
+	// DefaultAdvertInterval. Of version 2 it is 1 s to 255 s in steps of 1 s, 0
+	// means 1 s, and it must be the same on all nodes.
 	AdvertInterval time.Duration
 	// Preempt has a better node take the role from a worse active one.
 	Preempt bool
+	// PreemptDelay is how long a worse active router is followed before it is
+	// preempted. It counts from when this node first hears it.
+	PreemptDelay time.Duration
+	// SyncGate has this node stand back until SetSynced says that it has a copy
+	// of what the active one knows.
+	SyncGate bool
+	// Lone says that there is no other node, and there are no Peers. Nobody can
+	// take over then, so the lease is of a hundred years: a freeze or a crash of
+	// this process stops nothing.
+	Lone bool
+	// Witness tells how long ago there was a sign from outside that this node is
+	// not cut off: a peer's acknowledgement by another path, the gateway, a
+	// pooler. ok is false when there never was one. While the last one is older
+	// than WitnessTimeout (0 means DefaultWitnessTimeout) an active router steps
+	// down, and a backup does not become active. nil: none is needed. It is
+	// called on the goroutine that sends the advertisements, with each event,
+	// and must not wait.
+	Witness        func() (ago time.Duration, ok bool)
+	WitnessTimeout time.Duration
+	// PeerActive reports that another path says right now that the other node
+	// holds these addresses with a lease that runs. A backup that hears nobody
+	// does not become active then, for it is the path of the advertisements that
+	// is cut. May be nil; called like Witness.
+	PeerActive func() bool
 	// Addresses are the virtual addresses, 1 to 255 of them, all IPv4 or all
 	// IPv6: a virtual router has one family. They are put on the interface with
 	// this prefix length, but never bring a route. RFC 9568 section 5.2.9 wants
@@ -49,11 +81,20 @@ type Config struct {
 	// unicast_ttl 255: 2.2.7 sends with hop limit 64 otherwise (measured), and
 	// what a router may have forwarded is refused.
 	Peers []netip.Addr
-	// ChecksumPseudoHeader sends ChecksumPseudo instead of ChecksumMessage over
-	// IPv4; both are accepted. keepalived as a peer needs it: 2.2.7 refuses the
-	// other form and would become active beside us (measured). IPv6 has
-	// ChecksumPseudo always.
+	// Checksum is the form of checksum that version 3 over IPv4 is sent with; all
+	// are accepted. ChecksumAuto, the default, answers each peer in the form that
+	// it was last heard with, and begins with ChecksumMessage. keepalived as a
+	// peer wants ChecksumPseudo: 2.2.7 refuses the other (measured), so that with
+	// ChecksumAuto it becomes active beside us for a moment when it has never
+	// been heard before. IPv6 has ChecksumPseudo always, version 2 never.
+	Checksum ChecksumForm
+	// ChecksumPseudoHeader is the same as Checksum: ChecksumPseudo.
 	ChecksumPseudoHeader bool
+	// Auth is the simple password of version 2 (RFC 2338), of which eight bytes
+	// count. Empty: no authentication.
+	Auth Secret
+	// HMAC authenticates the advertisements. nil: they are not.
+	HMAC *HMAC
 	// Log is where the router logs to. Required.
 	Log *slog.Logger
 	// Fence is told about the lease. nil: there is no fence.
@@ -70,8 +111,9 @@ type Config struct {
 // Both methods are called on the goroutine that sends the advertisements and
 // must not wait. Renewals of a lease that has run out begin it again.
 type Fence interface {
-	// Renew makes the lease end d after now, whatever it was before. An error
-	// makes the router resign: it would be active without being heard.
+	// Renew makes the lease end d after now, whatever it was before: three
+	// advertisement intervals at most, or a hundred years of a lone node. An
+	// error makes the router resign: it would be active without being heard.
 	Renew(d time.Duration) error
 	// Revoke ends the lease at once.
 	Revoke() error
@@ -92,8 +134,17 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Priority == 0 {
 		c.Priority = DefaultPriority
 	}
+	if c.Version == 0 {
+		c.Version = version3
+	}
 	if c.AdvertInterval == 0 {
 		c.AdvertInterval = DefaultAdvertInterval
+		if c.Version == version2 {
+			c.AdvertInterval = time.Second
+		}
+	}
+	if c.WitnessTimeout == 0 {
+		c.WitnessTimeout = DefaultWitnessTimeout
 	}
 	c.Addresses, c.Peers = slices.Clone(c.Addresses), slices.Clone(c.Peers)
 	const centisecond = 10 * time.Millisecond
@@ -102,12 +153,37 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("a logger is required")
 	case c.Interface == "":
 		return c, errors.New("an interface is required")
+	case c.PreemptDelay < 0:
+		return c, fmt.Errorf("preemption delay %v is negative", c.PreemptDelay)
+	case c.WitnessTimeout < 0:
+		return c, fmt.Errorf("timeout %v of the witness is negative", c.WitnessTimeout)
+	case c.Lone && (len(c.Peers) > 0 || c.Witness != nil || c.PeerActive != nil):
+		return c, errors.New("a lone node has no peers, and needs no witness")
+	case c.Checksum > ChecksumPseudo:
+		return c, fmt.Errorf("%v is no form of checksum", c.Checksum)
 	case c.VRID == 0:
 		return c, errors.New("virtual router id 0 is reserved, use 1 to 255")
+	case c.Version != version2 && c.Version != version3:
+		return c, fmt.Errorf("version %d: VRRP has versions 2 and 3", c.Version)
+	case c.Version == version2 && (c.AdvertInterval < time.Second || c.AdvertInterval > maxInterval2 || c.AdvertInterval%time.Second != 0):
+		return c, fmt.Errorf("advertisement interval %v: version 2 has whole seconds from 1s to 255s", c.AdvertInterval)
+	case c.Version == version3 && c.Auth != "":
+		return c, errors.New("a password is for version 2 only, version 3 has none")
+	case c.Version == version2:
 	case c.AdvertInterval < centisecond || c.AdvertInterval > maxIntervalCentiseconds*centisecond || c.AdvertInterval%centisecond != 0:
 		return c, fmt.Errorf("advertisement interval %v: it must be a multiple of 10ms from 10ms to 40.95s", c.AdvertInterval)
+	}
+	if c.HMAC != nil {
+		if err := c.HMAC.validate(); err != nil {
+			return c, err
+		}
+	}
+	switch {
 	case len(c.Addresses) == 0 || len(c.Addresses) > 255:
 		return c, fmt.Errorf("%d virtual addresses: a virtual router has 1 to 255", len(c.Addresses))
+	}
+	if c.Version == version2 && c.ipv6() {
+		return c, errors.New("version 2 is for IPv4 only")
 	}
 	usable, kind := usable4, "an IPv4 unicast address"
 	if c.ipv6() {
@@ -147,17 +223,30 @@ func (c Config) withDefaults() (Config, error) {
 // ipv6 reports whether the virtual router's family is IPv6. There is an address.
 func (c *Config) ipv6() bool { return c.Addresses[0].Addr().Is6() }
 
+// lifetime is how long a virtual address stays on the interface without being
+// renewed, seconds; 0: for ever. It outlives the lease, which ends first.
+func (c *Config) lifetime() int {
+	if c.Lone {
+		return 0
+	}
+	const second = time.Second
+	return int((leaseIntervals*c.AdvertInterval + addressSpare + second - 1) / second)
+}
+
 // virtual reports whether a is one of the virtual addresses.
 func (c *Config) virtual(a netip.Addr) bool {
 	return slices.ContainsFunc(c.Addresses, func(p netip.Prefix) bool { return p.Addr() == a })
 }
 
-// checksum returns the form that we send.
+// checksum returns the form that we send, ChecksumAuto if the peer decides.
 func (c *Config) checksum() ChecksumForm {
-	if c.ChecksumPseudoHeader || c.ipv6() {
+	switch {
+	case c.ChecksumPseudoHeader || c.ipv6():
 		return ChecksumPseudo
+	case c.Version == version2:
+		return ChecksumMessage
 	}
-	return ChecksumMessage
+	return c.Checksum
 }
 
 func usable4(a netip.Addr) bool {

@@ -45,6 +45,19 @@ func TestConfig(t *testing.T) {
 		{func(c *Config) { c.Peers = append(c.Peers, node2) }, "peer 192.168.1.11 is given twice"},
 		{func(c *Config) { c.Addresses = append(c.Addresses, netip.PrefixFrom(vip6, 128)) }, "virtual address fd00:1::100/128 is not an IPv4 unicast"},
 		{func(c *Config) { c.Peers[0] = local2 }, "peer fe80::11 is not an IPv4 unicast address"},
+		{func(c *Config) { c.PreemptDelay = -1 }, "preemption delay -1ns is negative"},
+		{func(c *Config) { c.WitnessTimeout = -1 }, "timeout -1ns of the witness is negative"},
+		{func(c *Config) { c.Lone = true }, "a lone node has no peers, and needs no witness"},
+		{func(c *Config) { c.Checksum = 7 }, "checksum(7) is no form of checksum"},
+		{func(c *Config) { c.Version = 1 }, "version 1: VRRP has versions 2 and 3"},
+		{func(c *Config) { c.Version, c.AdvertInterval = 2, 100*ms }, "advertisement interval 100ms: version 2 has whole seconds"},
+		{func(c *Config) { c.Version, c.AdvertInterval = 2, 256*time.Second }, "advertisement interval 4m16s: version 2 has"},
+		{func(c *Config) { c.Auth = "1111" }, "a password is for version 2 only"},
+		{func(c *Config) { c.HMAC = &HMAC{} }, "HMAC without a key"},
+		{func(c *Config) { c.HMAC = &HMAC{Keys: map[uint8]Secret{0: key1}} }, "HMAC key id 0"},
+		{func(c *Config) { c.HMAC = &HMAC{Keys: map[uint8]Secret{1: "short"}} }, "HMAC key 1 has 5 bytes: use 32 to 64"},
+		{func(c *Config) { c.HMAC = &HMAC{Keys: map[uint8]Secret{1: key1}, SendKey: 2} }, "HMAC key 2 to send with is not among the keys"},
+		{func(c *Config) { c.HMAC = &HMAC{Keys: map[uint8]Secret{1: key1}, Mode: 7} }, "hmac_mode(7) is no mode"},
 	} {
 		c := good()
 		tc.change(&c)
@@ -74,6 +87,7 @@ func TestConfigIPv6(t *testing.T) {
 		change func(*Config)
 		want   string
 	}{
+		{func(c *Config) { c.Version = 2 }, "version 2 is for IPv4 only"},
 		{func(c *Config) { c.Addresses[1] = netip.PrefixFrom(vip, 32) }, "virtual address 192.168.1.100/32 is not an IPv6 unicast"},
 		{func(c *Config) { c.Addresses[0] = netip.MustParsePrefix("ff02::1/128") }, "virtual address ff02::1/128 is not an IPv6 unicast"},
 		{func(c *Config) { c.Addresses[0] = netip.MustParsePrefix("::1/128") }, "virtual address ::1/128 is not an IPv6 unicast"},
@@ -88,6 +102,19 @@ func TestConfigIPv6(t *testing.T) {
 		tc.change(&c)
 		if _, err := Open(c); err == nil || !strings.HasPrefix(err.Error(), "virtual router main6: ") || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%v, want %q", err, tc.want)
+		}
+	}
+}
+
+func TestLifetime(t *testing.T) {
+	for _, tc := range []struct {
+		interval time.Duration
+		lone     bool
+		want     int
+	}{{100 * ms, false, 4}, {time.Second, false, 6}, {1500 * ms, false, 8}, {100 * ms, true, 0}} {
+		c := Config{AdvertInterval: tc.interval, Lone: tc.lone}
+		if got := c.lifetime(); got != tc.want {
+			t.Errorf("interval %v, lone %v: %d s, want %d s", tc.interval, tc.lone, got, tc.want)
 		}
 	}
 }

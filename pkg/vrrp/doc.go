@@ -1,6 +1,6 @@
 // Package vrrp elects which node owns the virtual addresses, by the Virtual
-// Router Redundancy Protocol version 3 (RFC 9568), and makes the network see
-// it: the addresses are put on the interface, announced by gratuitous ARP or
+// Router Redundancy Protocol version 3 (RFC 9568) or 2 (RFC 3768), and makes the
+// network see it: the addresses are put on the interface, announced by gratuitous ARP or
 // unsolicited Neighbor Advertisements, and taken off again. A virtual router is
 // of one family, IPv4 or IPv6; for both a node takes part in two.
 //
@@ -16,12 +16,15 @@
 // three advertisement intervals from just before the last advertisement was
 // sent, and which can be extended only while it is still held. A peer takes
 // over no earlier than three intervals plus its skew after it received that
-// advertisement. So the lease of a node that died, froze or was starved is over
-// before anybody else begins. That holds for nodes that hear each other: each
-// advertisement that the network loses right before a crash takes an interval
-// off the margin, and a partition can make two nodes active until it heals.
-// The lease is handed to a [Fence], which makes
-// whatever forwards packets go silent on its own when it runs out.
+// advertisement, and no earlier than three intervals and a 24th, should its
+// clock be faster. So the lease of a node that died, froze or was starved is
+// over before anybody else begins. That holds for nodes that hear each other:
+// each advertisement that the network loses right before a crash takes an
+// interval off the margin, and a partition can make two nodes active until it
+// heals, unless there is evidence of another kind (Config.Witness and
+// Config.PeerActive). The lease is handed to a [Fence], which makes whatever
+// forwards packets go silent on its own when it runs out. docs/failover.md has
+// the whole argument.
 //
 // # The claim
 //
@@ -34,4 +37,12 @@
 // advertisement. Whoever gives way to a better one says so by priority 0, as in
 // a resignation; without that word, from a frozen node or from other software,
 // the better one waits until the other's lease must be over.
+//
+// # The standing
+//
+// What is known outside of the protocol decides who shall be active: faults and
+// weights (Router.Track), whether this node has a copy of what the active one
+// knows (Router.SetSynced), and an operator's order (Router.Takeover and
+// Router.Resign). A node that shall not take the role from another stands back:
+// it follows whoever is active, and claims last and with the lowest priority.
 package vrrp

@@ -103,6 +103,7 @@ type fakeKernel struct {
 	listErr  error
 	delErr   error
 	hold     chan struct{} // add waits for it, when set
+	added    int
 	frames   int
 	announce error
 }
@@ -128,6 +129,7 @@ func (k *fakeKernel) add(p netip.Prefix) error {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.added++
 	if k.addErr == nil && !slices.Contains(k.have, p) {
 		k.have = append(k.have, p)
 	}

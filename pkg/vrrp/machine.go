@@ -12,10 +12,18 @@ const (
 	// 6.1), so the skew is what separates the end of our lease from a peer's
 	// take-over.
 	leaseIntervals = 3
+	// driftShare is the part by which another node's lease may last longer by
+	// our clock than by its own. Clocks of a pair run apart by far less, but while
+	// one of them is set right its rate may be off by percents: adjtimex allows
+	// 10 % for the tick, NTP daemons stay well below.
+	driftShare = 24
 	// claimShare and claimMax give the length of a claim: it must exceed a LAN
 	// round trip and be small beside the take-over time.
 	claimShare = 16
 	claimMax   = 10 * time.Millisecond
+	// forever is the lease of a lone node, which nobody can take over from. As
+	// nanoseconds since boot its end still fits 63 bits.
+	forever = 100 * 365 * 24 * time.Hour
 	// lateIntervals is how late, in advertisement intervals, a backup's timer
 	// may fire before we take it that this node, not the active one, was
 	// absent; keepalived draws the same line (timer_expired_backup).
@@ -31,28 +39,49 @@ type params struct {
 	interval time.Duration // Advertisement_Interval
 	preempt  bool
 	source   netip.Addr // decides between equal priorities
+	version2 bool       // its skew is a part of a second, not of the interval
+
+	preemptDelay time.Duration // how long a worse router is followed at least
+	syncGate     bool          // a node that is not synced stands back
+	witness      time.Duration // how old the last sign from outside may be; 0: none is needed
+	lone         bool          // there is no other node: the lease does not end
 }
 
 // machine is the state machine of RFC 9568 section 6.4, with the lease and the
 // claim described in the package comment. It has no clock and does no I/O.
 type machine struct {
 	params
-	state      State
-	claiming   bool          // Backup whose claim is out
-	learned    time.Duration // Active_Adver_Interval
-	timer      time.Duration // the deadline of what comes next
-	lease      time.Duration // end of our lease; Active only
-	sent       time.Duration // when we last sent, as Active
-	cause      string        // why the running down timer would make us active
-	rival      netip.Addr    // who advertised last, until it resigned
-	rivalLease time.Duration // until then the rival may hold a lease
-	claimSent  time.Duration // just before our claim was sent
-	claimEnd   time.Duration // end of the wait for objections to it
-	out        []action
+	standing
+	state         State
+	failed        bool          // Init because of a fault, and not for want of a start
+	claiming      bool          // Backup whose claim is out
+	learned       time.Duration // Active_Adver_Interval
+	timer         time.Duration // the deadline of what comes next
+	listening     bool          // timer is the down timer, begun at since
+	since         time.Duration
+	lease         time.Duration // end of our lease; Active only
+	sent          time.Duration // when we last sent, as Active
+	cause         string        // why the running down timer would make us active
+	rival         netip.Addr    // who advertised last, until it resigned
+	rivalPriority uint8
+	leases        map[netip.Addr]time.Duration // until then others may hold one
+	rivalLease    time.Duration                // the last of these
+	unheard       time.Duration                // until then a router that we could not hear may hold one
+	vacated       bool                         // the router that we followed has resigned
+	worse         bool                         // we follow a worse router, whom we would preempt,
+	worseSince    time.Duration                // since then
+	isolated      bool                         // the witness was missing when we last looked
+	claimSent     time.Duration                // just before our claim was sent
+	claimEnd      time.Duration                // end of the wait for objections to it
+	out           []action
 }
 
 func newMachine(p params) *machine {
-	return &machine{params: p, learned: p.interval}
+	m := &machine{params: p, learned: p.interval}
+	if p.syncGate {
+		m.unsynced = "not synced: not since the start"
+	}
+	return m
 }
 
 // deadline returns when the machine wants its next evTimer.
@@ -72,12 +101,17 @@ func (m *machine) step(e event, now time.Duration) []action {
 		m.stepDown(now, fmt.Sprintf("the lease ran out %v ago: no advertisement could be sent in time",
 			(now-m.lease).Round(time.Millisecond)))
 	}
+	if m.state == Active && m.cutOff(e) {
+		m.resign()
+		m.become(Backup, m.cutOffReason(e))
+		m.listen(now, "no active router heard since we were cut off")
+	}
 	switch e.kind {
 	case evStart:
-		m.start(now)
+		m.start(e, now)
 	case evTimer:
 		if m.state != Init && now >= m.timer {
-			m.timeout(now)
+			m.timeout(e, now)
 		}
 	case evAdvert:
 		switch {
@@ -95,14 +129,30 @@ func (m *machine) step(e event, now time.Duration) []action {
 			m.resign()
 			m.become(Backup, e.reason)
 			m.listen(now, "trying again after a fault: "+e.reason)
-			m.timer = max(m.timer, now+faultHold)
+			m.timer, m.listening = max(m.timer, now+faultHold), false
+		}
+	case evTrack:
+		m.track(e, now)
+	case evSync:
+		m.sync(e, now)
+	case evResign:
+		m.stepAside(e, now)
+	case evTakeover:
+		m.takeOver(e, now)
+	case evGiveUp:
+		m.giveUp(now)
+	case evConflict:
+		if m.state == Active {
+			m.do(action{kind: actContention, reason: e.reason, wins: true})
+			m.assert(now)
+			m.do(action{kind: actAnnounce})
 		}
 	case evStop:
 		if m.state == Active || m.claiming {
 			m.resign()
 		}
+		m.claiming, m.failed = false, false
 		if m.state != Init {
-			m.claiming = false
 			m.become(Init, e.reason)
 		}
 	}
@@ -112,6 +162,10 @@ func (m *machine) step(e event, now time.Duration) []action {
 func (m *machine) do(a action) { m.out = append(m.out, a) }
 
 func (m *machine) become(s State, reason string) {
+	if s != Active {
+		m.lower(reason)
+	}
+	m.worse = false
 	m.do(action{kind: actTransition, from: m.state, to: s, reason: reason})
 	m.state = s
 }
@@ -119,24 +173,35 @@ func (m *machine) become(s State, reason string) {
 // start enters Backup. The lease and the addresses of an earlier life of this
 // process are given up first; configuration never decides who is active, except
 // for the owner (section 6.4.1), and even that one claims first.
-func (m *machine) start(now time.Duration) {
-	if m.state != Init {
+func (m *machine) start(e event, now time.Duration) {
+	if m.state != Init || m.failed {
 		return
 	}
 	m.do(action{kind: actRevoke})
 	m.do(action{kind: actDisown})
 	m.become(Backup, "started")
 	m.learned = m.interval
+	m.absent(now)
 	m.listen(now, "no active router heard since the start")
-	if m.priority == priorityOwner {
+	switch fault := m.fault(); {
+	case fault != "":
+		m.failed = true
+		m.become(Init, fault)
+	case m.rank() == priorityOwner && m.barred(e, now) == "":
 		m.cause = "started as the owner of the addresses"
 		m.claim(now)
 	}
 }
 
-// skew is Skew_Time of section 6.1: the better the priority the shorter.
-func (m *machine) skew() time.Duration {
-	return time.Duration(256-int(m.priority)) * m.learned / 256
+// skew is Skew_Time of section 6.1: the better the priority the shorter. That of
+// version 2 (RFC 3768 section 6.1) does not depend on the interval.
+func (m *machine) skew() time.Duration { return m.skewOf(m.learned) }
+
+func (m *machine) skewOf(interval time.Duration) time.Duration {
+	if m.version2 {
+		interval = time.Second
+	}
+	return time.Duration(256-int(m.rank())) * interval / 256
 }
 
 // claimTime is how long a claim waits for an objection.
@@ -145,20 +210,32 @@ func (m *machine) claimTime() time.Duration { return min(m.learned/claimShare, c
 // listen restarts the down timer: the addresses are ours after three intervals
 // and the skew of silence, and the claim goes out shortly before that.
 func (m *machine) listen(now time.Duration, cause string) {
-	m.claiming = false
+	m.claiming, m.vacated = false, false
 	m.cause = cause
-	m.timer = now + 3*m.learned + m.skew() - m.claimTime()
+	m.since, m.listening = now, true
+	m.timer = m.downAt()
 }
 
-func (m *machine) timeout(now time.Duration) {
+// downAt is when the claim is due that follows the silence since m.since.
+func (m *machine) downAt() time.Duration { return m.since + 3*m.learned + m.skew() - m.claimTime() }
+
+func (m *machine) timeout(e event, now time.Duration) {
 	late := now-m.timer > lateIntervals*m.learned
+	wasIsolated := m.isolated
+	m.isolated = m.state != Active && m.cutOff(e)
+	reason := m.barred(e, now)
 	switch {
 	case m.state == Active:
 		m.advertise(now, m.timer)
-	case late:
+	case late || wasIsolated && !m.isolated:
 		// It was we who were absent: the silence proves nothing, and a claim
 		// that was out meanwhile may have been answered.
+		m.absent(now)
 		m.listen(now, m.cause)
+	case reason != "":
+		m.withdraw()
+		m.timer, m.listening = now+m.learned, false
+		m.do(action{kind: actBarred, reason: reason})
 	case m.claiming && now < m.rivalLease:
 		m.timer = m.rivalLease
 	case m.claiming && now-m.claimSent > m.learned:
@@ -172,9 +249,9 @@ func (m *machine) timeout(now time.Duration) {
 
 // claim advertises our wish to be active. evSent starts the wait.
 func (m *machine) claim(now time.Duration) {
-	m.claiming = true
+	m.claiming, m.listening = true, false
 	m.await(now, now)
-	m.do(action{kind: actSend, priority: m.priority})
+	m.do(action{kind: actSend, priority: m.rank()})
 }
 
 // await lets the claim, sent at the time given, stand for a moment from now on,
@@ -185,30 +262,34 @@ func (m *machine) await(sent, now time.Duration) {
 	m.timer = max(m.claimEnd, m.rivalLease)
 }
 
-// note remembers who advertises and how long its lease can last. One that
-// withdraws says so by priority 0.
-func (m *machine) note(e event, now time.Duration) {
-	switch {
-	case e.advert.Priority != priorityResign:
-		m.rival, m.rivalLease = e.from, now+leaseIntervals*e.advert.Interval
-	case e.from == m.rival:
-		m.rival, m.rivalLease = netip.Addr{}, 0
+func (m *machine) promote(now time.Duration) {
+	m.claiming = false
+	m.lease = m.claimSent + m.leaseTime() // the claim is our last advertisement
+	m.do(action{kind: actRenew, until: m.lease})
+	m.do(action{kind: actOwn})
+	if m.raised {
+		m.cause = m.move
+	}
+	m.held = "" // nobody else was there
+	m.become(Active, m.cause)
+	m.advertise(now, now)
+	if m.raised {
+		m.outcome("")
 	}
 }
 
-func (m *machine) promote(now time.Duration) {
-	m.claiming = false
-	m.lease = m.claimSent + leaseIntervals*m.interval // the claim is our last advertisement
-	m.do(action{kind: actRenew, until: m.lease})
-	m.do(action{kind: actOwn})
-	m.become(Active, m.cause)
-	m.advertise(now, now)
+// leaseTime is how long a lease lasts from just before an advertisement.
+func (m *machine) leaseTime() time.Duration {
+	if m.lone {
+		return forever
+	}
+	return leaseIntervals * m.interval
 }
 
 // advertise sends what an active router sends; the next one is due an interval
 // after the time that this one was due, unless that has passed too.
 func (m *machine) advertise(now, due time.Duration) {
-	m.do(action{kind: actSend, priority: m.priority})
+	m.do(action{kind: actSend, priority: m.rank()})
 	m.sent = now
 	m.timer = due + m.interval
 	if m.timer <= now {
@@ -231,7 +312,7 @@ func (m *machine) assert(now time.Duration) {
 func (m *machine) reportSent(e event, now time.Duration) {
 	switch {
 	case m.state == Active && e.ok:
-		if until := e.began + leaseIntervals*m.interval; until > m.lease {
+		if until := e.began + m.leaseTime(); until > m.lease {
 			m.lease = until
 			m.do(action{kind: actRenew, until: until})
 		}
@@ -244,71 +325,6 @@ func (m *machine) reportSent(e event, now time.Duration) {
 	}
 }
 
-// better reports whether the sender of an advertisement goes before us.
-func (m *machine) better(e event) bool {
-	if e.advert.Priority != m.priority {
-		return e.advert.Priority > m.priority
-	}
-	return e.from.Compare(m.source) > 0 // section 6.4.3: the greater address wins
-}
-
-func (m *machine) heardAsBackup(e event, now time.Duration) {
-	stranger := m.rival.IsValid() && e.from != m.rival
-	m.note(e, now)
-	switch {
-	case e.advert.Priority == priorityResign && stranger:
-		// Not the one that we follow: a third node has withdrawn its claim.
-	case e.advert.Priority == priorityResign:
-		m.cause = fmt.Sprintf("%v resigned", e.from)
-		m.timer = now + max(0, m.skew()-m.claimTime())
-	case e.advert.Priority >= m.priority || !m.preempt:
-		m.follow(e, now)
-	default:
-		// Discarded, and the timer runs on: we preempt when it fires.
-		m.cause = fmt.Sprintf("preempting %v, whose priority is %d", e.from, e.advert.Priority)
-	}
-}
-
-// follow accepts the sender as the active router.
-func (m *machine) follow(e event, now time.Duration) {
-	m.learned = e.advert.Interval
-	m.listen(now, "")
-	m.cause = fmt.Sprintf("%v was silent for %v", e.from, (m.timer + m.claimTime() - now).Round(time.Millisecond))
-}
-
-func (m *machine) heardAsClaimant(e event, now time.Duration) {
-	m.note(e, now)
-	if e.advert.Priority != priorityResign && m.better(e) {
-		m.do(action{kind: actSend, priority: priorityResign})
-		m.follow(e, now)
-		return
-	}
-	m.timer = max(m.claimEnd, m.rivalLease)
-	// One that is worse withdraws on hearing our claim; this one may have missed
-	// it. One that never hears us keeps the addresses: better it than both.
-	if e.advert.Priority != priorityResign && now-m.claimSent >= m.claimTime() {
-		m.claim(now)
-	}
-}
-
-func (m *machine) heardAsActive(e event, now time.Duration) {
-	m.note(e, now)
-	switch {
-	case e.advert.Priority == priorityResign:
-		m.assert(now)
-	case m.better(e):
-		// RFC 9568 leaves without a word. Priority 0 tells the better router
-		// that our lease is over, so that it need not wait for its end.
-		m.resign()
-		m.become(Backup, fmt.Sprintf("%v advertises priority %d", e.from, e.advert.Priority))
-		m.follow(e, now)
-	default:
-		m.assert(now) // section 6.4.3
-		// Clients may have learned the other's hardware address.
-		m.do(action{kind: actAnnounce})
-	}
-}
-
 // stepDown leaves Active without a word on the wire. The fence comes first: it
 // takes effect at once, whereas removing an address can wait for a kernel lock.
 func (m *machine) stepDown(now time.Duration, reason string) {
@@ -316,13 +332,18 @@ func (m *machine) stepDown(now time.Duration, reason string) {
 	m.do(action{kind: actDisown})
 	m.become(Backup, reason)
 	m.learned = m.interval
+	m.absent(now)
 	m.listen(now, "no active router heard since we stepped down")
 }
 
 // resign leaves Active by priority 0. The lease ends before the message goes
 // out, because a peer may own the addresses a skew later.
 func (m *machine) resign() {
+	quick := handoverInterval
+	if m.version2 {
+		quick = 0 // it would be refused: version 2 has one interval
+	}
 	m.do(action{kind: actRevoke})
-	m.do(action{kind: actSend, priority: priorityResign})
+	m.do(action{kind: actSend, priority: priorityResign, interval: quick})
 	m.do(action{kind: actDisown})
 }

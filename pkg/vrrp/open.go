@@ -27,6 +27,7 @@ func open(c Config) (_ *Router, err error) {
 	if err != nil {
 		return nil, err
 	}
+	k.lifetime = c.lifetime()
 	closers := []func() error{func() error { k.close(); return nil }}
 	defer func() {
 		if err != nil {
@@ -40,6 +41,9 @@ func open(c Config) (_ *Router, err error) {
 	if err := clean(c, k, log); err != nil {
 		return nil, err
 	}
+	if !c.ipv6() {
+		adviseARP(c.Interface, log)
+	}
 	herald, err := openHerald(c)
 	if err != nil {
 		return nil, err
@@ -52,6 +56,9 @@ func open(c Config) (_ *Router, err error) {
 	closers = append(closers, socket.close)
 	r := newRouter(c, socket, k, herald, bootClock)
 	r.watch, r.closers = k.watch, closers
+	if a, ok := herald.(*announcer); ok {
+		r.sniff = a.conflicts
+	}
 	return r, nil
 }
 

@@ -13,13 +13,19 @@ import (
 )
 
 // auditInterval is how often the owner looks whether its addresses are still
-// there, beside being told of changes by the kernel.
+// there, beside being told of changes by the kernel, and makes them stay longer.
 const auditInterval = time.Second
+
+// addressSpare is what an address outlives its last renewal by, beyond the
+// lease: long enough that three renewals can be late, or held up by whoever has
+// the kernel's rtnetlink lock, before a served address vanishes. Short is
+// pointless, because the fence has made the node silent long before.
+const addressSpare = 3 * time.Second
 
 // addressBook is what the owner needs of the kernel.
 type addressBook interface {
 	list() ([]netip.Prefix, error)
-	add(netip.Prefix) error
+	add(netip.Prefix) error // or make it stay longer
 	remove(netip.Addr) (bool, error)
 	hardware() (net.HardwareAddr, error)
 }
@@ -48,12 +54,14 @@ type owner struct {
 	restored  atomic.Uint64
 
 	mu    sync.Mutex
-	want  bool // the addresses shall be ours
-	fresh bool // announce them from the beginning
+	want  bool          // the addresses shall be ours
+	fresh bool          // announce them from the beginning
+	gone  chan struct{} // closed when they are given up, or wanted again; nil: we have none
 
 	held     bool // the rest belongs to run
 	schedule schedule
-	audit    time.Duration
+	audit    time.Duration // when to look again
+	renewal  time.Duration // when to make the addresses stay longer
 	mute     limiter
 }
 
@@ -75,11 +83,34 @@ func (o *owner) again() {
 
 func (o *owner) order(want, fresh bool) {
 	o.mu.Lock()
+	if want && !o.want {
+		o.settleLocked()
+		o.gone = make(chan struct{})
+	}
 	o.want, o.fresh = want, fresh
 	o.mu.Unlock()
 	select {
 	case o.wake <- struct{}{}:
 	default:
+	}
+}
+
+// given returns a channel that is closed once the addresses are given up.
+func (o *owner) given() <-chan struct{} {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.gone == nil {
+		none := make(chan struct{})
+		close(none)
+		return none
+	}
+	return o.gone
+}
+
+func (o *owner) settleLocked() {
+	if o.gone != nil {
+		close(o.gone)
+		o.gone = nil
 	}
 }
 
@@ -147,9 +178,21 @@ func (o *owner) ensure(now time.Duration) bool {
 			return true // nobody says that they are gone
 		}
 	}
+	renew := now >= o.renewal
+	if renew {
+		o.renewal = now + auditInterval
+	}
 	for _, p := range o.addresses {
-		if slices.ContainsFunc(have, func(q netip.Prefix) bool { return q.Addr() == p.Addr() }) {
+		if slices.Contains(have, p) {
+			if renew {
+				if err := o.book.add(p); err != nil {
+					o.warn("failed to renew a virtual address", err)
+				}
+			}
 			continue
+		}
+		if slices.ContainsFunc(have, func(q netip.Prefix) bool { return q.Addr() == p.Addr() }) {
+			continue // somebody put it there otherwise; as good
 		}
 		if o.held {
 			o.restored.Add(1)
@@ -162,6 +205,7 @@ func (o *owner) ensure(now time.Duration) bool {
 	}
 	if !o.held {
 		o.held = true
+		o.schedule = schedule{}     // what was announced in an earlier turn holds nothing up
 		o.schedule.restart(o.now()) // adding may have taken its time
 	}
 	return true
@@ -201,6 +245,7 @@ func (o *owner) warn(what string, err error) {
 }
 
 func (o *owner) release() {
+	defer o.settle()
 	if !o.held {
 		return
 	}
@@ -212,5 +257,14 @@ func (o *owner) release() {
 			o.held = true
 			o.log.Error("failed to give up a virtual address", "address", p, "error", err)
 		}
+	}
+}
+
+// settle tells who waits for it that the addresses are given up, if they are.
+func (o *owner) settle() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.held && !o.want {
+		o.settleLocked()
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"slices"
 )
 
 // Refusal is the reason why a received packet was not acted upon. It is the
@@ -13,25 +12,31 @@ type Refusal uint8
 
 // The reasons, in the order in which a packet is checked.
 const (
-	RefusedPacket      Refusal = iota // not a complete packet of protocol 112 and the router's family
-	RefusedOwnSource                  // it carries our own source address: a loop or a duplicated address
-	RefusedPeer                       // unicast: the source is not a configured peer
-	RefusedDestination                // multicast: not sent to the group
-	RefusedTTL                        // TTL or hop limit is not 255: it came through a router (RFC 9568 sections 5.1.1.3 and 5.1.2.3)
-	RefusedLength                     // message shorter than its header, or not as long as its address count says
-	RefusedVersion                    // not version 3
-	RefusedType                       // not an advertisement
-	RefusedVRID                       // another virtual router's
-	RefusedChecksum                   // matches no form, see ChecksumForm
-	RefusedCount                      // no address in it
-	RefusedInterval                   // advertisement interval 0
-	RefusedOverflow                   // came faster than the router reads
+	RefusedPacket       Refusal = iota // not a complete packet of protocol 112 and the router's family
+	RefusedOwnSource                   // it carries our own source address: a loop or a duplicated address
+	RefusedPeer                        // unicast: the source is not a configured peer
+	RefusedDestination                 // multicast: not sent to the group
+	RefusedTTL                         // TTL or hop limit is not 255: it came through a router (RFC 9568 sections 5.1.1.3 and 5.1.2.3)
+	RefusedLength                      // message shorter than its header, or not as long as its address count says
+	RefusedVersion                     // not the router's version
+	RefusedType                        // not an advertisement
+	RefusedVRID                        // another virtual router's
+	RefusedChecksum                    // matches no form, see ChecksumForm
+	RefusedHMACMissing                 // no HMAC, but it is enforced
+	RefusedHMACKey                     // HMAC by a key that we do not have
+	RefusedHMAC                        // HMAC that is wrong, or of another scheme
+	RefusedHMACReplayed                // HMAC of a message that was seen, or is not of our time
+	RefusedAuth                        // version 2: another authentication type or password
+	RefusedCount                       // no address in it
+	RefusedInterval                    // advertisement interval 0, or in version 2 another than ours
+	RefusedOverflow                    // came faster than the router reads
 	numRefusals
 )
 
 var refusalNames = [numRefusals]string{
 	"packet", "own_source", "peer", "destination", "ttl", "length", "version",
-	"type", "vrid", "checksum", "count", "interval", "overflow",
+	"type", "vrid", "checksum", "hmac_missing", "hmac_key", "hmac", "hmac_replayed",
+	"auth", "count", "interval", "overflow",
 }
 
 // String returns the reason as used in metrics: one word, stable.
@@ -102,48 +107,4 @@ func appendHeader6(b []byte, src, dst netip.Addr, hopLimit uint8, length int) []
 	b = append(b, protocolNumber, hopLimit)
 	s, d := src.As16(), dst.As16()
 	return append(append(b, s[:]...), d[:]...)
-}
-
-// filter is what a router knows of the packets that it may listen to.
-type filter struct {
-	vrid   uint8
-	source netip.Addr   // our own; its family is the router's
-	peers  []netip.Addr // empty: multicast
-}
-
-// accept checks one packet in full. The error is a [Refusal].
-func (f *filter) accept(packet []byte) (Advertisement, datagram, ChecksumForm, error) {
-	parse := parseDatagram
-	if f.source.Is6() {
-		parse = parseDatagram6
-	}
-	d, err := parse(packet)
-	if err != nil {
-		return Advertisement{}, d, ChecksumUnknown, err
-	}
-	switch {
-	case d.src == f.source:
-		err = RefusedOwnSource
-	case len(f.peers) > 0 && !slices.Contains(f.peers, d.src):
-		err = RefusedPeer
-	case len(f.peers) == 0 && d.dst != groupOf(f.source):
-		err = RefusedDestination
-	case d.ttl != protocolTTL:
-		err = RefusedTTL
-	case len(d.payload) < headerLen:
-		err = RefusedLength
-	case d.payload[0]>>4 != version3:
-		err = RefusedVersion
-	case d.payload[0]&0x0f != typeAdvert:
-		err = RefusedType
-	case d.payload[1] != f.vrid:
-		// Before the checksum: neighbours' virtual routers are a matter of
-		// course on a shared LAN and are no sign of damage.
-		err = RefusedVRID
-	}
-	if err != nil {
-		return Advertisement{}, d, ChecksumUnknown, err
-	}
-	a, form, err := Parse(d.payload, d.src, d.dst)
-	return a, d, form, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -25,6 +26,7 @@ type Router struct {
 	log     *slog.Logger
 	machine *machine // Run's goroutine only
 	filter  filter
+	forms   map[netip.Addr]ChecksumForm // of each peer, or of the group
 	now     clock
 	net     transport
 	owner   *owner
@@ -32,16 +34,25 @@ type Router struct {
 	lease   atomic.Int64 // end of the lease on the clock now; 0: none
 	closers []func() error
 	watch   func(context.Context, chan<- struct{}) error // nil: nobody tells of changes
+	// sniff tells of others who answer for the addresses. nil: nobody does.
+	sniff     func(context.Context, func() (net.HardwareAddr, error), func(string)) error
+	conflicts chan string // capacity 1
 
-	mute         [numRefusals]limiter // Run's goroutine only, as the next four
+	mute         [numRefusals]limiter // Run's goroutine only, as the next seven
 	muteSend     limiter
 	muteInterval limiter
 	muteAddress  limiter
 	muteChecksum limiter
+	muteContend  limiter
+	muteBarred   limiter
+	move         chan error // who waits for the take-over under way; nil: nobody
 
-	mu    sync.Mutex
-	state Snapshot // what Snapshot returns, but for the owner's counters
-	seen  time.Duration
+	inputs inputs
+
+	mu      sync.Mutex
+	state   Snapshot // what Snapshot returns, but for the owner's counters
+	seen    time.Duration
+	history []Change // the last ones, oldest first
 }
 
 // newRouter puts the parts together.
@@ -49,20 +60,38 @@ func newRouter(c Config, t transport, book addressBook, h herald, now clock) *Ro
 	log := c.Log.With("router", c.Name)
 	r := &Router{
 		config: c, log: log, now: now, net: t,
-		machine: newMachine(params{priority: c.Priority, interval: c.AdvertInterval, preempt: c.Preempt, source: c.Source}),
-		filter:  filter{vrid: c.VRID, source: c.Source, peers: c.Peers},
-		faults:  make(chan string, 1),
+		machine: newMachine(params{
+			priority: c.Priority, interval: c.AdvertInterval, preempt: c.Preempt, source: c.Source,
+			version2: c.Version == version2, preemptDelay: c.PreemptDelay, syncGate: c.SyncGate, lone: c.Lone,
+		}),
+		filter: filter{
+			version: c.Version, vrid: c.VRID, source: c.Source, peers: c.Peers,
+			auth: c.Auth, interval: c.AdvertInterval,
+		},
+		forms:  map[netip.Addr]ChecksumForm{},
+		faults: make(chan string, 1),
+	}
+	mode := ""
+	if c.HMAC != nil {
+		mode = c.HMAC.Mode.String()
+		r.filter.hmac = newAuthenticator(*c.HMAC, c.AdvertInterval, now, time.Now)
 	}
 	r.owner = &owner{
 		addresses: c.Addresses, book: book, herald: h, now: now, log: log,
 		leased: r.leased, faults: r.faults,
 		changed: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 	}
+	if c.Witness != nil {
+		r.machine.witness = c.WitnessTimeout
+	}
+	r.inputs.wake, r.conflicts = make(chan struct{}, 1), make(chan string, 1)
 	r.state = Snapshot{
+		Version: c.Version, HMAC: mode,
 		Name: c.Name, Interface: c.Interface, VRID: c.VRID, Priority: c.Priority, Preempt: c.Preempt,
 		Addresses: slices.Clone(c.Addresses), Source: c.Source, Peers: slices.Clone(c.Peers),
 		AdvertInterval: c.AdvertInterval, Since: time.Now(),
 	}
+	r.publish()
 	return r
 }
 
@@ -88,6 +117,20 @@ func (r *Router) Run(ctx context.Context) error {
 			return nil
 		})
 	}
+	if r.sniff != nil {
+		parts = append(parts, func() error {
+			err := r.sniff(inner, r.owner.book.hardware, func(what string) {
+				select {
+				case r.conflicts <- what:
+				default: // one is on its way already
+				}
+			})
+			if err != nil {
+				r.log.Warn("others who answer for the addresses are not noticed from now on", "error", err)
+			}
+			return nil
+		})
+	}
 	failed := make(chan error, len(parts))
 	var running sync.WaitGroup
 	for _, part := range parts {
@@ -98,6 +141,7 @@ func (r *Router) Run(ctx context.Context) error {
 		})
 	}
 
+	r.takeInputs()
 	r.step(event{kind: evStart})
 	err := r.loop(ctx, failed)
 	reason := "shutting down"
@@ -105,6 +149,8 @@ func (r *Router) Run(ctx context.Context) error {
 		reason = err.Error()
 	}
 	r.step(event{kind: evStop, reason: reason})
+	r.inputs.close()
+	r.takeInputs()
 	cancel()
 	running.Wait()
 	return err
@@ -125,6 +171,10 @@ func (r *Router) loop(ctx context.Context, failed <-chan error) error {
 			return err
 		case reason := <-r.faults:
 			r.step(event{kind: evFault, reason: reason})
+		case what := <-r.conflicts:
+			r.step(event{kind: evConflict, reason: what})
+		case <-r.inputs.wake:
+			r.takeInputs()
 		case <-r.net.ready():
 			if err := r.receive(); err != nil {
 				return err
@@ -143,21 +193,33 @@ func (r *Router) loop(ctx context.Context, failed <-chan error) error {
 // step feeds the machine and carries out its actions, and those that follow
 // from them.
 func (r *Router) step(e event) {
-	actions := slices.Clone(r.machine.step(e, r.now()))
+	actions := slices.Clone(r.feed(e))
 	for len(actions) > 0 {
 		a := actions[0]
 		actions = actions[1:]
 		for _, follow := range r.perform(a) {
-			actions = append(actions, r.machine.step(follow, r.now())...)
+			actions = append(actions, r.feed(follow)...)
 		}
 	}
+	r.publish()
+}
+
+// feed gives the machine an event, with what is known from elsewhere.
+func (r *Router) feed(e event) []action {
+	if r.config.Witness != nil {
+		e.seenAgo, e.seen = r.config.Witness()
+	}
+	if r.config.PeerActive != nil {
+		e.peerActive = r.config.PeerActive()
+	}
+	return r.machine.step(e, r.now())
 }
 
 // perform carries out one action and returns the events that come of it.
 func (r *Router) perform(a action) []event {
 	switch a.kind {
 	case actSend:
-		return r.advertise(a.priority)
+		return r.advertise(a)
 	case actRenew:
 		return r.renew(a.until)
 	case actRevoke:
@@ -176,6 +238,12 @@ func (r *Router) perform(a action) []event {
 		r.owner.again()
 	case actTransition:
 		r.transition(a)
+	case actContention:
+		r.contention(a)
+	case actBarred:
+		r.barred(a)
+	case actOutcome:
+		r.settle(a.reason)
 	}
 	return nil
 }
@@ -197,23 +265,4 @@ func (r *Router) renew(until time.Duration) []event {
 	}
 	r.lease.Store(int64(until))
 	return nil
-}
-
-// transition makes a change of state known.
-func (r *Router) transition(a action) {
-	t := Transition{
-		Router: r.config.Name, From: a.from, To: a.to, Reason: a.reason,
-		At: time.Now(), Priority: r.config.Priority,
-	}
-	r.mu.Lock()
-	r.state.State, r.state.Since, r.state.Reason = t.To, t.At, t.Reason
-	r.state.Transitions++
-	if t.To == Active {
-		r.state.BecameActive++
-	}
-	r.mu.Unlock()
-	r.log.Info("virtual router changed state", "from", t.From, "to", t.To, "reason", t.Reason)
-	if r.config.OnTransition != nil {
-		r.config.OnTransition(t)
-	}
 }

@@ -316,7 +316,7 @@ func TestRouterRefusesAndLogsWithinBounds(t *testing.T) {
 func TestRouterContention(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var lan fakeLAN
-		a := newNode(t, &lan, node1, 101, nil).run()
+		a := newNode(t, &lan, node1, 101, func(c *Config) { c.Checksum = ChecksumMessage }).run()
 		elapse(20 * time.Second)
 		before := a.router.Snapshot()
 		worse := Advertisement{51, 100, time.Second, []netip.Addr{vip, netip.MustParseAddr("192.168.1.101")}}

@@ -1,28 +1,32 @@
 package vrrp
 
 import (
+	"cmp"
 	"container/heap"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"strings"
 	"testing"
 	"time"
 )
 
-// The simulation runs two machines against each other on a simulated network
-// in simulated time, with every action of a driver as a step of its own, so
-// that a node can freeze between any two of them.
+// The simulation runs machines against each other on a simulated network in
+// simulated time, with every action of a driver as a step of its own, so that a
+// node can freeze between any two of them. Each node has a clock of its own.
 
-const simNodes = 2
+const maxSimNodes = 3
 
 // simNet says what the network and the operating system do to the nodes.
 type simNet struct {
-	loss       float64           // of each packet
-	maxLatency time.Duration     // of a packet
-	maxLate    time.Duration     // of a timer
-	lossOf     [simNodes]float64 // of each packet that the node sends, besides
-	cut        [simNodes]bool
+	loss       float64              // of each packet
+	twice      float64              // of each packet: it arrives twice
+	maxLatency time.Duration        // of a packet; they overtake each other within that,
+	inOrder    bool                 // but for this
+	maxLate    time.Duration        // of a timer
+	drift      float64              // how far a clock's rate may be from 1
+	lossOf     [maxSimNodes]float64 // of each packet that the node sends, besides
+	cut        [maxSimNodes]bool    // what the node sends is lost
+	second     bool                 // there is another path, by which a node knows who holds a lease
 }
 
 type simEvent struct {
@@ -50,14 +54,15 @@ func (q *simQueue) Pop() any {
 }
 
 type sim struct {
+	seed    uint64
 	rng     *rand.Rand
 	net     simNet
 	now     time.Duration
 	seq     int
 	queue   simQueue
-	nodes   [simNodes]*simNode
+	nodes   []*simNode
 	trace   []string
-	overlap time.Duration // time in which both nodes held a lease
+	overlap time.Duration // time in which more than one node held a lease
 	onDual  func(owner *simNode)
 }
 
@@ -76,16 +81,29 @@ type simNode struct {
 	timer  int  // generation of the armed timer
 	lease  time.Duration
 	mishap float64 // chance to freeze at any step
+
+	offset   time.Duration // of its clock
+	rate     float64       // of its clock
+	isolated time.Duration // no sign from outside arrives until then
+	lastSign time.Duration // when the last one did, by its clock
+	arrived  time.Duration // when the last packet came or will come
+	outcomes []string      // of planned moves
 }
 
-func newSim(seed uint64, n simNet, preempt bool) *sim {
-	s := &sim{rng: rand.New(rand.NewPCG(seed, 51)), net: n}
-	for i := range s.nodes {
+// newSim is a pair, of which node 0 is the better.
+func newSim(seed uint64, n simNet, preempt bool) *sim { return newSimOf(seed, n, 2, preempt) }
+
+func newSimOf(seed uint64, n simNet, nodes int, preempt bool) *sim {
+	s := &sim{seed: seed, rng: rand.New(rand.NewPCG(seed, 51)), net: n}
+	for i := range nodes {
 		p := params{
 			priority: uint8(101 - i), interval: 100 * time.Millisecond, preempt: preempt,
 			source: netip.AddrFrom4([4]byte{192, 168, 1, byte(10 + i)}),
 		}
-		s.nodes[i] = &simNode{sim: s, id: i, params: p}
+		s.nodes = append(s.nodes, &simNode{
+			sim: s, id: i, params: p,
+			offset: s.upTo(time.Hour), rate: 1 + n.drift*(2*s.rng.Float64()-1),
+		})
 	}
 	return s
 }
@@ -112,13 +130,35 @@ func (s *sim) upTo(d time.Duration) time.Duration {
 func (s *sim) run(until time.Duration) {
 	for len(s.queue) > 0 && s.queue[0].at <= until {
 		e := heap.Pop(&s.queue).(simEvent)
-		if s.nodes[0].lease > s.now && s.nodes[1].lease > s.now {
-			s.overlap += min(s.nodes[0].lease, s.nodes[1].lease, e.at) - s.now
-		}
-		s.now = e.at
+		s.pass(e.at)
 		e.run()
 	}
-	s.now = until
+	s.pass(until)
+}
+
+// pass lets time go on, and measures for how long of it there were two leases.
+func (s *sim) pass(to time.Duration) {
+	first, second := time.Duration(0), time.Duration(0) // the latest ends of leases
+	for _, n := range s.nodes {
+		if n.lease > first {
+			first, second = n.lease, first
+		} else {
+			second = max(second, n.lease)
+		}
+	}
+	s.overlap += max(0, min(second, to)-s.now)
+	s.now = to
+}
+
+// clock is the node's own.
+func (n *simNode) clock() time.Duration {
+	return n.offset + time.Duration(n.rate*float64(n.sim.now))
+}
+
+// when is the simulation's time at which the node's clock shows that; a little
+// later, so that it does show it.
+func (n *simNode) when(local time.Duration) time.Duration {
+	return time.Duration(float64(local-n.offset)/n.rate) + 2
 }
 
 // soon schedules a step of this life of the node; a frozen node takes it when
@@ -183,8 +223,35 @@ func (n *simNode) freeze(d time.Duration, deaf bool) {
 }
 
 func (n *simNode) step(e event) {
-	n.todo = append(n.todo, n.m.step(e, n.sim.now)...)
+	n.feed(e)
 	n.proceed()
+}
+
+// feed gives the machine an event with what is known from elsewhere.
+func (n *simNode) feed(e event) {
+	s := n.sim
+	if s.now >= n.isolated {
+		n.lastSign = n.clock()
+	}
+	e.seen, e.seenAgo = n.lastSign > 0, n.clock()-n.lastSign
+	for _, other := range s.nodes {
+		e.peerActive = e.peerActive || s.net.second && other != n && other.alive && other.lease > s.now
+	}
+	n.todo = append(n.todo, n.m.step(e, n.clock())...)
+}
+
+// order gives the node an event from outside, if it is there to take it.
+func (n *simNode) order(e event) {
+	if !n.alive {
+		return
+	}
+	n.soon(n.sim.upTo(50*time.Microsecond)+time.Microsecond, func() {
+		if n.midway {
+			n.order(e)
+			return
+		}
+		n.step(e)
+	})
 }
 
 // proceed carries out the next action, or arms the timer when none is left.
@@ -209,28 +276,33 @@ func (n *simNode) perform(a action) {
 	s := n.sim
 	switch a.kind {
 	case actRenew:
-		if a.until > s.now {
-			n.lease = a.until
-			if other := s.nodes[1-n.id]; other.lease > s.now && s.onDual != nil {
-				s.onDual(n)
+		if a.until > n.clock() {
+			n.lease = n.when(a.until)
+			for _, other := range s.nodes {
+				if other != n && other.lease > s.now && s.onDual != nil {
+					s.onDual(n)
+				}
 			}
 		}
 	case actRevoke:
 		n.lease = 0
 	case actTransition:
 		s.logf("node %d: %v -> %v: %s", n.id, a.from, a.to, a.reason)
+	case actOutcome:
+		s.logf("node %d: move: %q", n.id, a.reason)
+		n.outcomes = append(n.outcomes, a.reason)
 	case actSend:
-		if n.m.expired(s.now) {
+		if a.priority != priorityResign && n.m.expired(n.clock()) {
 			n.midway = false
 			n.step(event{kind: evTimer})
 			return
 		}
-		began := s.now
+		began := n.clock()
 		if s.rng.Float64() < n.mishap {
 			n.freeze(s.upTo(2*time.Second), s.rng.IntN(2) == 0)
 		}
 		n.soon(s.upTo(20*time.Microsecond), func() {
-			n.transmit(a.priority)
+			n.transmit(a)
 			if s.rng.Float64() < n.mishap {
 				n.freeze(s.upTo(2*time.Second), s.rng.IntN(2) == 0)
 			}
@@ -249,14 +321,31 @@ func (n *simNode) perform(a action) {
 	n.proceed()
 }
 
-func (n *simNode) transmit(priority uint8) {
+func (n *simNode) transmit(a action) {
 	s := n.sim
-	other := s.nodes[1-n.id]
-	if s.net.cut[n.id] || s.rng.Float64() < s.net.loss+s.net.lossOf[n.id] {
-		return
+	e := event{kind: evAdvert, from: n.params.source, advert: Advertisement{
+		VRID: 51, Priority: a.priority, Interval: cmp.Or(a.interval, n.params.interval),
+	}}
+	for _, other := range s.nodes {
+		if other == n || s.net.cut[n.id] {
+			continue
+		}
+		if p := s.net.loss + s.net.lossOf[n.id]; p > 0 && s.rng.Float64() < p {
+			continue
+		}
+		copies := 1
+		if s.net.twice > 0 && s.rng.Float64() < s.net.twice {
+			copies = 2
+		}
+		for range copies {
+			at := s.now + 20*time.Microsecond + s.upTo(s.net.maxLatency)
+			if s.net.inOrder {
+				at = max(at, other.arrived)
+				other.arrived = at
+			}
+			s.at(at, func() { other.receive(e) })
+		}
 	}
-	e := event{kind: evAdvert, from: n.params.source, advert: Advertisement{VRID: 51, Priority: priority, Interval: n.params.interval}}
-	s.at(s.now+20*time.Microsecond+s.upTo(s.net.maxLatency), func() { other.receive(e) })
 }
 
 func (n *simNode) receive(e event) {
@@ -275,7 +364,7 @@ func (n *simNode) drain() {
 	for len(n.inbox) > 0 {
 		e := n.inbox[0]
 		n.inbox = n.inbox[1:]
-		n.todo = append(n.todo, n.m.step(e, n.sim.now)...)
+		n.feed(e)
 	}
 	n.proceed()
 }
@@ -291,21 +380,21 @@ func (n *simNode) arm() {
 	}
 	n.timer++
 	generation := n.timer
-	n.soon(max(0, at-n.sim.now)+n.sim.upTo(n.sim.net.maxLate), func() {
+	n.soon(max(0, n.when(at)-n.sim.now)+n.sim.upTo(n.sim.net.maxLate), func() {
 		if generation != n.timer || n.midway {
 			return
 		}
 		for len(n.inbox) > 0 {
 			e := n.inbox[0]
 			n.inbox = n.inbox[1:]
-			n.todo = append(n.todo, n.m.step(e, n.sim.now)...)
+			n.feed(e)
 		}
 		n.step(event{kind: evTimer})
 	})
 }
 
 // settled fails the test unless exactly one node is active and holds the lease.
-func (s *sim) settled(t *testing.T, what string) {
+func (s *sim) settled(t *testing.T) {
 	t.Helper()
 	owners := 0
 	for _, n := range s.nodes {
@@ -314,6 +403,6 @@ func (s *sim) settled(t *testing.T, what string) {
 		}
 	}
 	if owners != 1 {
-		t.Fatalf("%s: %d nodes own the addresses, want 1\n%s", what, owners, strings.Join(s.trace, "\n"))
+		s.fail(t, "%d nodes own the addresses, want 1", owners)
 	}
 }

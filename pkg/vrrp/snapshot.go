@@ -12,7 +12,9 @@ type Snapshot struct {
 	Name      string         `json:"name"`
 	Interface string         `json:"interface"`
 	VRID      uint8          `json:"vrid"`
-	Priority  uint8          `json:"priority"` // ours
+	Version   uint8          `json:"version"`  // of the protocol
+	HMAC      string         `json:"hmac"`     // its mode; "": none
+	Priority  uint8          `json:"priority"` // ours, as configured
 	Preempt   bool           `json:"preempt"`
 	Source    netip.Addr     `json:"source"`
 	Peers     []netip.Addr   `json:"peers"` // configured; empty: multicast
@@ -21,6 +23,18 @@ type Snapshot struct {
 	State  State     `json:"state"`
 	Since  time.Time `json:"since"`  // when State began
 	Reason string    `json:"reason"` // why
+	// EffectivePriority is what this node would advertise now, with the weights
+	// of what is tracked: 254 when it was told to take over, 1 as long as it
+	// stands back.
+	EffectivePriority uint8 `json:"effective_priority"`
+	// Fault is why the node stays out of the election, in Init; "": it does not.
+	Fault string `json:"fault"`
+	// Gate is why the node stands back behind any other that is fit: it was told
+	// to resign, or is not synced. "": it does not.
+	Gate     string `json:"gate"`
+	Synced   bool   `json:"synced"`   // as SetSynced tells; true without SyncGate
+	Takeover bool   `json:"takeover"` // it was told to take over, and is active or claims
+	CutOff   bool   `json:"cut_off"`  // a backup that must not claim, for want of a witness
 	// Lease is what is left of the lease, nanoseconds; 0 when there is none.
 	Lease time.Duration `json:"lease"`
 	// AdvertInterval is ours, nanoseconds.
@@ -39,8 +53,15 @@ type Snapshot struct {
 	// acted upon, but say that a peer is configured otherwise.
 	IntervalMismatches uint64 `json:"interval_mismatches"`
 	AddressMismatches  uint64 `json:"address_mismatches"`
-	Transitions        uint64 `json:"transitions"` // changes of state of any kind
-	BecameActive       uint64 `json:"became_active"`
+	// Contentions counts when another node was seen to be active beside us, by
+	// its advertisement or its ARP. One that preempts, or was told to take over,
+	// does not count.
+	Contentions uint64 `json:"contentions"`
+	// Barred counts when the down timer ran out but the node must not become
+	// active; once per interval while that lasts.
+	Barred       uint64 `json:"barred"`
+	Transitions  uint64 `json:"transitions"` // changes of state of any kind
+	BecameActive uint64 `json:"became_active"`
 	// GratuitousARP counts frames sent and GratuitousErrors announcements that
 	// failed; they are of IPv4, and the next two are their like of IPv6.
 	GratuitousARP       uint64 `json:"gratuitous_arp"`
@@ -49,6 +70,8 @@ type Snapshot struct {
 	UnsolicitedNAErrors uint64 `json:"unsolicited_na_errors"`
 	// Restored counts addresses that somebody took away while we were active.
 	Restored uint64 `json:"restored"`
+	// History has the last 64 changes of state, the oldest first.
+	History []Change `json:"history"`
 
 	refused [numRefusals]uint64
 }
@@ -74,6 +97,7 @@ func (r *Router) Snapshot() Snapshot {
 	now := r.now()
 	r.mu.Lock()
 	s, seen := r.state, r.seen
+	s.History = slices.Clone(r.history)
 	r.mu.Unlock()
 	s.Addresses, s.Peers = slices.Clone(s.Addresses), slices.Clone(s.Peers)
 	s.Lease = max(0, time.Duration(r.lease.Load())-now)

@@ -38,28 +38,44 @@ type event struct {
 	advert Advertisement // evAdvert
 	from   netip.Addr    // evAdvert
 	began  time.Duration // evSent: the time just before sending
-	ok     bool          // evSent: it left this node
-	reason string        // evFault, evStop
+	ok     bool          // evSent: it left this node; evSync: we are synced
+	reason string        // evFault, evStop, evSync, evResign, evTakeover, evConflict
+	name   string        // evTrack
+	track  Track         // evTrack
+
+	// What is known from elsewhere, of every event.
+	seen       bool          // there was a sign from outside,
+	seenAgo    time.Duration // so long ago
+	peerActive bool          // the other node says that it holds a lease
 }
 
 type eventKind uint8
 
 const (
-	evStart  eventKind = iota // begin as Backup
-	evTimer                   // the machine's deadline has come
-	evAdvert                  // a valid advertisement was received
-	evSent                    // an actSend was carried out
-	evFault                   // the addresses cannot be owned
-	evStop                    // resign and become Init
+	evStart    eventKind = iota // begin as Backup
+	evTimer                     // the machine's deadline has come
+	evAdvert                    // a valid advertisement was received
+	evSent                      // an actSend was carried out
+	evFault                     // the addresses cannot be owned
+	evStop                      // resign and become Init
+	evTrack                     // something tracked has changed
+	evSync                      // we are synced, or not
+	evResign                    // give the role up, and stand back
+	evTakeover                  // take the role
+	evGiveUp                    // nobody waits for the take-over any more
+	evConflict                  // somebody else answers for the addresses
 )
 
 // action is what the machine wants done, in order.
 type action struct {
 	kind     actionKind
 	priority uint8         // actSend
+	interval time.Duration // actSend: another than ours, if not 0
 	until    time.Duration // actRenew
 	from, to State         // actTransition
-	reason   string        // actTransition
+	rival    netip.Addr    // actContention
+	wins     bool          // actContention: we keep the role
+	reason   string        // actTransition, actContention, actOutcome, actBarred
 }
 
 type actionKind uint8
@@ -72,4 +88,7 @@ const (
 	actDisown                       // give the addresses up
 	actAnnounce                     // announce the addresses again
 	actTransition                   // tell that the state has changed
+	actContention                   // tell that another node is active too
+	actOutcome                      // tell what came of a planned move
+	actBarred                       // tell why we do not become active
 )
