@@ -174,7 +174,7 @@ func TestBothHold(t *testing.T) {
 		asked := 0
 		got, err := bothHold(func(node int) (bool, error) {
 			defer func() { asked++ }()
-			if node != asked%2 {
+			if node != (asked+1)%2 {
 				t.Errorf("question %d is about node %d", asked, node)
 			}
 			if tt.err != nil {

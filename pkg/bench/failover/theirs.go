@@ -116,6 +116,7 @@ func newNode(l *lab.Lab, dir, host string, i int, service netip.AddrPort) (*node
 			return fmt.Errorf("opening netlink on %s: %w", host, err)
 		}
 		if n.card, err = n.netlink.LinkByName("eth0"); err != nil {
+			n.netlink.Close()
 			return fmt.Errorf("finding the network card of %s: %w", host, err)
 		}
 		return nil
