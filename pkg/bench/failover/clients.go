@@ -39,7 +39,8 @@ type pgbench struct {
 // startPgbench returns when all clients are connected and at work.
 func startPgbench(ctx context.Context, l *lab.Lab, s stack, clients int, dir string) (*pgbench, error) {
 	run := load.Pgbench{Script: load.SelectOnly, Protocol: load.Simple, Clients: clients, Duration: longest}
-	argv := append(run.Args(), "-R", strconv.Itoa(clients*clientRate), "-P", "1")
+	// One thread: two would write over each other's lines.
+	argv := append(run.Args(), "-j", "1", "-R", strconv.Itoa(clients*clientRate), "-P", "1")
 	b := &pgbench{process: process{host: lab.Client, argv: argv, log: filepath.Join(dir, "pgbench.log")}, clients: clients}
 	at := s.address()
 	if err := b.start(ctx, l, "PGHOST="+at.Addr().String(), fmt.Sprintf("PGPORT=%d", at.Port())); err != nil {

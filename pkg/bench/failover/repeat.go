@@ -114,5 +114,9 @@ func (s *side) strike(ctx context.Context, step step, p *load.Prober, from time.
 func (s *side) answered(ctx context.Context, p *load.Prober, t time.Time) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, faultLimit, fmt.Errorf("not within %v", faultLimit))
 	defer cancel()
-	return p.AwaitSuccess(ctx, t)
+	err := p.AwaitSuccess(ctx, t)
+	if all := p.Attempts(); err != nil && len(all) > 0 {
+		err = fmt.Errorf("%w; the last of %d attempts: %v", err, len(all), all[len(all)-1].Err)
+	}
+	return err
 }
