@@ -16,7 +16,7 @@ const (
 	probeEvery = 10 * time.Millisecond
 	// faultLimit bounds the wait for what a fault brings about. When it is over,
 	// the outage is as long as that.
-	faultLimit = 30 * time.Second
+	faultLimit = time.Minute
 	// healLimit bounds the wait until all is as it was before.
 	healLimit = time.Minute
 	// steady is for how long it must be so.
