@@ -24,11 +24,12 @@ func needRoot(t *testing.T, why string) {
 
 func TestDropVRRP(t *testing.T) {
 	needRoot(t, "load programs into the kernel")
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL", Instructions: dropVRRP})
+	var m mute
+	prog, err := m.load()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer prog.Close()
+	defer m.Close()
 	frame := func(etherType uint16, at int, protocol byte) []byte {
 		b := make([]byte, 60)
 		binary.BigEndian.PutUint16(b[12:], etherType)
@@ -46,8 +47,13 @@ func TestDropVRRP(t *testing.T) {
 		"IPv6 TCP":  {frame(unix.ETH_P_IPV6, 6, unix.IPPROTO_TCP), uint32(next)},
 		"ARP":       {frame(unix.ETH_P_ARP, 9, 112), uint32(next)},
 	} {
-		if got, err := prog.Run(&ebpf.RunOptions{Data: tt.frame}); err != nil || got != tt.want {
-			t.Errorf("%s: verdict %d, want %d: %v", name, int32(got), int32(tt.want), err)
+		for on, want := range map[uint32]uint32{0: uint32(next), 1: tt.want} {
+			if err := m.set(on); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := prog.Run(&ebpf.RunOptions{Data: tt.frame}); err != nil || got != want {
+				t.Errorf("%s, switched to %d: verdict %d, want %d: %v", name, on, int32(got), int32(want), err)
+			}
 		}
 	}
 }

@@ -50,7 +50,7 @@ var faults = []fault{
 		{strike: (*side).start, done: (*side).first, lasts: settle},
 	}},
 	{name: "cut", reachable: true, steps: []step{
-		{strike: (*side).mute, lasts: cut},
-		{strike: (*side).unmute, done: (*side).first, lasts: settle},
+		{strike: (*side).part, lasts: cut},
+		{strike: (*side).join, done: (*side).first, lasts: settle},
 	}},
 }

@@ -54,7 +54,7 @@ type side struct {
 	hold    func(context.Context) (*load.Held, error)
 
 	dark  bool // the first node's cable is pulled
-	muted mutes
+	muted *mute // nil while the nodes hear each other
 
 	outcomes []outcome
 }
@@ -93,12 +93,20 @@ func (s *side) standDown(ctx context.Context) error {
 	return s.served(ctx)
 }
 
-func (s *side) mute(context.Context) (err error) {
-	s.muted, err = muteVRRP(s.lab, s.hosts())
+// part keeps the nodes from hearing each other.
+func (s *side) part(context.Context) error {
+	m, err := muteVRRP(s.lab, s.hosts())
+	if err == nil {
+		s.muted = m
+	}
 	return err
 }
 
-func (s *side) unmute(context.Context) error {
+// join lets the nodes hear each other again, if they do not.
+func (s *side) join(context.Context) error {
+	if s.muted == nil {
+		return nil
+	}
 	err := s.muted.Close()
 	s.muted = nil
 	return err
@@ -161,10 +169,8 @@ func (s *side) served(ctx context.Context) error {
 
 // heal makes good what a fault has done and waits until all is as it was.
 func (s *side) heal(ctx context.Context) error {
-	if s.muted != nil {
-		if err := s.unmute(ctx); err != nil {
-			return err
-		}
+	if err := s.join(ctx); err != nil {
+		return err
 	}
 	if s.dark {
 		// A machine that had no power starts anew. Ours pulled a cable only.
