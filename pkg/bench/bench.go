@@ -32,6 +32,8 @@ type Result struct {
 	// Extra are figures that explain the row, by name; docs/performance.md
 	// says what each is.
 	Extra map[string]float64 `json:"extra,omitempty"`
+	// Zero says that nought is a result of this row and not a want of one.
+	Zero bool `json:"-"`
 }
 
 // Spread says how far runs lie apart.
@@ -102,7 +104,7 @@ func write(out io.Writer, names []string, results []Result) error {
 		if i < 0 {
 			return fmt.Errorf("%s: not measured", name)
 		}
-		if r := results[i]; r.Runs == 0 || !(r.Ratio > 0) || math.IsInf(r.Ratio, 0) {
+		if r := results[i]; r.Runs == 0 || !(r.Ratio > 0 || r.Zero && r.Ratio == 0) || math.IsInf(r.Ratio, 0) {
 			return fmt.Errorf("%s: no result: ratio %v of %d runs", name, r.Ratio, r.Runs)
 		}
 		for key, v := range results[i].Extra {

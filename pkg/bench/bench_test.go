@@ -80,6 +80,19 @@ func TestRunSelects(t *testing.T) {
 	}
 }
 
+func TestRunTakesZero(t *testing.T) {
+	for ratio, ok := range map[float64]bool{0: true, 2: true, -1: false, math.NaN(): false, math.Inf(1): false} {
+		s := Suite{Names: []string{"x"}, Run: func(_ context.Context, _ []string, _ Log, emit func(Result)) error {
+			emit(Result{Name: "x", Ratio: ratio, Runs: 1, Zero: true})
+			return nil
+		}}
+		var out bytes.Buffer
+		if err := Run(t.Context(), []Suite{s}, "x", &out, t.Logf); (err == nil) != ok || (out.Len() > 0) != ok {
+			t.Errorf("%v: error %v, output %q", ratio, err, out.String())
+		}
+	}
+}
+
 func TestRunRefusesHoles(t *testing.T) {
 	for name, s := range map[string]Suite{
 		"missing":      suite(nil, "x"),

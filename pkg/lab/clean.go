@@ -66,7 +66,7 @@ func (l *Lab) namespaces(o Options) []string {
 }
 
 // allNamespaces returns the names of all namespaces that the lab may have had.
-func (l *Lab) allNamespaces() []string { return l.namespaces(Options{Routed: true}) }
+func (l *Lab) allNamespaces() []string { return l.namespaces(everything) }
 
 // networkExists tells whether all namespaces are there.
 func (l *Lab) networkExists(o Options) bool {

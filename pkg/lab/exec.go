@@ -26,6 +26,16 @@ func (l *Lab) Do(host string, fn func() error) error {
 	return inNamespace(l.namespace(host), fn)
 }
 
+// OnSwitch runs fn as Do does, in the namespace of the LAN's switch, and tells it
+// the name of the port that the host is plugged into.
+func (l *Lab) OnSwitch(host string, fn func(port string) error) error {
+	h, err := findHost(host)
+	if err != nil {
+		return err
+	}
+	return inNamespace(l.namespace(lanHost), func() error { return fn(h.port()) })
+}
+
 // DialContext returns a function that connects from one of the hosts, for
 // pgx, net/http and the like. Addresses must be numeric.
 func (l *Lab) DialContext(host string) func(ctx context.Context, network, address string) (net.Conn, error) {

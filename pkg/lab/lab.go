@@ -45,6 +45,9 @@ type Options struct {
 	// clients come through the router Gateway, and one in which the balancers
 	// find the poolers, through the router Router.
 	Routed bool `json:"routed,omitempty"`
+	// Spares adds two hosts to the LAN on which nothing runs, Spare1 and
+	// Spare2, for whatever the balancers are to be compared with.
+	Spares bool `json:"spares,omitempty"`
 
 	// Timeout bounds Up; default 90 s.
 	Timeout time.Duration `json:"-"`

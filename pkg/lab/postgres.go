@@ -216,6 +216,20 @@ func (l *Lab) ClientConfigOf(service string) (*pgx.ConnConfig, error) {
 	return l.pgxConfig(Client, Database, st.Passwords[Database], f.addr)
 }
 
+// Connector returns a function that connects a pgx client on the client's host
+// to any address, with the account of ClientConfig.
+func (l *Lab) Connector(to netip.AddrPort) (func(context.Context) (*pgx.Conn, error), error) {
+	st, err := l.load()
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := l.pgxConfig(Client, Database, st.Passwords[Database], to)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) (*pgx.Conn, error) { return pgx.ConnectConfig(ctx, cfg) }, nil
+}
+
 // connect opens a connection from one of the hosts, to the database that has
 // the name of the user.
 func (l *Lab) connect(ctx context.Context, st *state, host, user string, to netip.AddrPort) (*pgx.Conn, error) {

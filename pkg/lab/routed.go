@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -61,14 +60,6 @@ const (
 
 func prefixes(v4, v6 string) [2]netip.Prefix {
 	return [2]netip.Prefix{netip.MustParsePrefix(v4), netip.MustParsePrefix(v6)}
-}
-
-// hosts returns what is plugged into the LAN's switch.
-func (o Options) hosts() []host {
-	if !o.Routed {
-		return hosts
-	}
-	return slices.Concat(hosts, routedHosts)
 }
 
 var (

@@ -68,8 +68,23 @@ var hosts = []host{
 	{name: DB, addr: netip.MustParseAddr("192.168.1.6"), addr6: netip.MustParseAddr("fd00:1::6")},
 }
 
+// The hosts that Options.Spares adds: plain machines, with no XDP on their way to
+// the switch.
+const (
+	Spare1 = "spare1"
+	Spare2 = "spare2"
+)
+
+var spareHosts = []host{
+	{name: Spare1, addr: netip.MustParseAddr("192.168.1.12"), addr6: netip.MustParseAddr("fd00:1::12")},
+	{name: Spare2, addr: netip.MustParseAddr("192.168.1.13"), addr6: netip.MustParseAddr("fd00:1::13")},
+}
+
+// everything is all that a lab can have.
+var everything = Options{Routed: true, Spares: true}
+
 // Hosts returns the names of the hosts that commands can be run on. A routed lab
-// has Remote, Gateway and Router as well.
+// has Remote, Gateway and Router as well, one with spares Spare1 and Spare2.
 func Hosts() []string {
 	names := make([]string, 0, len(hosts))
 	for _, h := range hosts {
@@ -115,9 +130,21 @@ func HardwareAddr(name string) (net.HardwareAddr, error) {
 
 func poolerName(i int) string { return fmt.Sprintf("pooler%d", i+1) }
 
-// findHost finds a host by its name, also one that only a routed lab has.
+// hosts returns what is plugged into the LAN's switch.
+func (o Options) hosts() []host {
+	all := slices.Clone(hosts)
+	if o.Routed {
+		all = append(all, routedHosts...)
+	}
+	if o.Spares {
+		all = append(all, spareHosts...)
+	}
+	return all
+}
+
+// findHost finds a host by its name, also one that not every lab has.
 func findHost(name string) (host, error) {
-	for _, h := range append(Options{Routed: true}.hosts(), remoteHost) {
+	for _, h := range append(everything.hosts(), remoteHost) {
 		if h.name == name {
 			return h, nil
 		}

@@ -40,6 +40,25 @@ func TestFindHost(t *testing.T) {
 	}
 }
 
+// Each host has a name and addresses of its own, also in a lab that has all.
+func TestHostsDiffer(t *testing.T) {
+	if n := len((Options{}).hosts()); n != len(hosts) {
+		t.Errorf("the classic picture has %d hosts", n)
+	}
+	seen := map[string]bool{}
+	for _, h := range everything.hosts() {
+		for _, s := range []string{h.name, h.addr.String(), h.addr6.String()} {
+			if seen[s] {
+				t.Errorf("%s comes twice", s)
+			}
+			seen[s] = true
+		}
+	}
+	if !seen[Gateway] || !seen[Spare1] || !seen[Spare2] {
+		t.Errorf("not all hosts are there: %v", seen)
+	}
+}
+
 // The hosts must run with the settings that are installed on real machines.
 func TestSysctlsAreThoseInstalled(t *testing.T) {
 	f, err := os.Open(filepath.Join("..", "..", "deploy", "sysctl.d", "60-pgsteer.conf"))

@@ -3,17 +3,15 @@ package connect
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
-	"text/template"
 	"time"
 
+	"github.com/pgsteer/pgsteer/pkg/bench/classic"
 	"github.com/pgsteer/pgsteer/pkg/lab"
 	"github.com/pgsteer/pgsteer/pkg/lab/load"
 )
@@ -26,40 +24,10 @@ const (
 	haproxyPort = 7432
 	statsPort   = 8404
 
-	firstPoolerPort = 6432
-
 	// readyTimeout bounds the wait for an answer through HAProxy: its first
 	// health checks come within 2 s.
 	readyTimeout = 30 * time.Second
 )
-
-// haproxyConfig has the figures of the classic stack.
-var haproxyConfig = template.Must(template.New("haproxy").Parse(`global
-    maxconn 9000
-
-defaults
-    mode tcp
-    timeout connect 5s
-    timeout client 1h
-    timeout server 1h
-    default-server inter 2s fall 3 rise 2
-
-frontend postgres
-    bind {{.Listen}}
-    default_backend poolers
-
-backend poolers
-    balance leastconn
-{{- range $i, $addr := .Poolers}}
-    server pooler{{$i}} {{$addr}} check
-{{- end}}
-
-listen stats
-    mode http
-    bind {{.Stats}}
-    stats enable
-    stats uri /stats
-`))
 
 // haproxy is the peer.
 type haproxy struct {
@@ -72,11 +40,9 @@ type haproxy struct {
 // startHAProxy starts one in front of the lab's poolers and waits until it
 // lets sessions through.
 func startHAProxy(ctx context.Context, l *lab.Lab, dir string) (*haproxy, error) {
-	program, err := exec.LookPath("haproxy")
+	program, err := classic.Program("haproxy")
 	if err != nil {
-		if program, err = exec.LookPath("/usr/sbin/haproxy"); err != nil {
-			return nil, errors.New("haproxy is not installed (Debian: apt-get install haproxy)")
-		}
+		return nil, err
 	}
 	host, err := lab.Address(haproxyHost)
 	if err != nil {
@@ -104,23 +70,12 @@ func startHAProxy(ctx context.Context, l *lab.Lab, dir string) (*haproxy, error)
 }
 
 func (h *haproxy) writeConfig(dir string) (string, error) {
-	poolers, err := lab.Address(lab.Pooler)
+	config, err := classic.HAProxyConfig(h.address, netip.AddrPortFrom(h.address.Addr(), statsPort))
 	if err != nil {
 		return "", err
 	}
-	values := struct {
-		Listen, Stats netip.AddrPort
-		Poolers       []netip.AddrPort
-	}{Listen: h.address, Stats: netip.AddrPortFrom(h.address.Addr(), statsPort)}
-	for i := range lab.PoolerCount {
-		values.Poolers = append(values.Poolers, netip.AddrPortFrom(poolers, uint16(firstPoolerPort+i)))
-	}
-	var b bytes.Buffer
-	if err := haproxyConfig.Execute(&b, values); err != nil {
-		return "", fmt.Errorf("writing haproxy's configuration: %w", err)
-	}
 	path := filepath.Join(dir, "haproxy.cfg")
-	if err := os.WriteFile(path, b.Bytes(), 0o644); err != nil {
+	if err := os.WriteFile(path, config, 0o644); err != nil {
 		return "", fmt.Errorf("writing haproxy's configuration: %w", err)
 	}
 	return path, nil

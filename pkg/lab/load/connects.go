@@ -3,6 +3,7 @@ package load
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -53,12 +54,7 @@ func (r ConnectsResult) Rate() float64 { return float64(r.Done) / r.Took.Seconds
 // Run makes sessions for the time that was set, or until ctx ends. Those that
 // have begun are let finish.
 func (c Connects) Run(ctx context.Context) ConnectsResult {
-	login := pgwire.ServerLogin{
-		User: c.User, Database: c.Database, Secret: pgwire.PlainSecret(c.Password),
-		// Deriving a SCRAM key takes a client longer than all the rest. Drivers
-		// that connect often keep it; who does not cannot load a balancer.
-		Cache: new(pgwire.KeyCache),
-	}
+	login := loginOf(c.User, c.Database, c.Password)
 	ctx, cancel := context.WithTimeout(ctx, c.Duration)
 	defer cancel()
 	begin := time.Now()
@@ -97,6 +93,30 @@ func (c Connects) Run(ctx context.Context) ConnectsResult {
 	return result
 }
 
+// loginOf returns a login that may be used again and again. Deriving a SCRAM key
+// takes a client longer than all the rest: drivers that connect often keep it,
+// and who does not cannot load a balancer.
+func loginOf(user, database, password string) pgwire.ServerLogin {
+	return pgwire.ServerLogin{
+		User: user, Database: database, Secret: pgwire.PlainSecret(password), Cache: new(pgwire.KeyCache),
+	}
+}
+
+// Session returns an attempt that succeeds when a client at its beginning gets
+// as far as the answer to a query: it connects, logs in, asks, and closes.
+func Session(dial Dial, address, user, database, password string) func(context.Context) error {
+	login := loginOf(user, database, password)
+	return func(ctx context.Context) error {
+		conn, err := dial(ctx, "tcp", address)
+		if err != nil {
+			return fmt.Errorf("connecting: %w", err)
+		}
+		stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+		defer stop()
+		return session(ctx, conn, login)
+	}
+}
+
 // session is one of them; n chooses the source.
 func (c Connects) session(login pgwire.ServerLogin, n int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
@@ -110,11 +130,16 @@ func (c Connects) session(login pgwire.ServerLogin, n int) error {
 	if err != nil {
 		return fmt.Errorf("connecting: %w", err)
 	}
+	if err := raw.SetDeadline(time.Now().Add(connectTimeout)); err != nil {
+		return errors.Join(fmt.Errorf("setting a deadline: %w", err), raw.Close())
+	}
+	return session(ctx, raw, login)
+}
+
+// session is one on a connection that is there, and closes it.
+func session(ctx context.Context, raw net.Conn, login pgwire.ServerLogin) error {
 	defer raw.Close()
 	conn := buffered{raw, bufio.NewReader(raw)}
-	if err := conn.SetDeadline(time.Now().Add(connectTimeout)); err != nil {
-		return fmt.Errorf("setting a deadline: %w", err)
-	}
 	if _, err := pgwire.ConnectServer(ctx, conn, login); err != nil {
 		return fmt.Errorf("logging in: %w", err)
 	}

@@ -1,6 +1,7 @@
 package load
 
 import (
+	"context"
 	"net"
 	"net/netip"
 	"strings"
@@ -86,6 +87,24 @@ func TestConnects(t *testing.T) {
 			t.Fatalf("%d sessions were done and %d ended as they should", r.Done, goodBye.Load())
 		case <-tick.C:
 		}
+	}
+}
+
+func TestSession(t *testing.T) {
+	address, goodBye := server(t, false)
+	try := Session(new(net.Dialer).DialContext, address, "u", "d", "")
+	if err := try(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for begin := time.Now(); goodBye.Load() != 1; time.Sleep(time.Millisecond) {
+		if time.Since(begin) > 10*time.Second {
+			t.Fatal("the session did not end as it should")
+		}
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := try(ended); err == nil {
+		t.Error("a session succeeded that had no time")
 	}
 }
 
