@@ -100,7 +100,7 @@ static __always_inline void replica_evict(struct scratch *s)
 		flow_remove(forward, &key);
 }
 
-static __noinline int replica_insert(void)
+static __noinline int replica_insert(bool own)
 {
 	struct scratch *s = scratch();
 	struct load *load;
@@ -110,6 +110,8 @@ static __noinline int replica_insert(void)
 	if (!s)
 		return REPLICA_BUSY;
 	err = bpf_map_update_elem(&flows, &s->key, &s->reverse, BPF_NOEXIST);
+	if (err == -EEXIST && own)
+		return REPLICA_OWN;
 	if (err == -EEXIST) {
 		replica_evict(s);
 		err = bpf_map_update_elem(&flows, &s->key, &s->reverse,
@@ -152,12 +154,19 @@ static __always_inline int replicate_one(const struct replica *r)
 	struct flow_key key = r->key;
 	struct scratch *s = scratch();
 	struct flow *forward;
+	bool own;
 
 	if (!s)
 		return REPLICA_BUSY;
-	if (leased(r->forward.vip, bpf_jiffies64()))
-		return REPLICA_OWN;
+	own = leased(r->forward.vip, bpf_jiffies64());
 	forward = bpf_map_lookup_elem(&flows, &key);
+	/*
+	 * What this node serves it knows better. But one of which it knows
+	 * nothing was begun a moment before the other node gave way, and comes
+	 * late.
+	 */
+	if (own && (forward || r->gone))
+		return REPLICA_OWN;
 	if (forward && !(forward->flags & FLOW_FORWARD))
 		return REPLICA_BUSY; /* a client with a backend's address */
 	if (forward && replica_is_of(r, forward)) {
@@ -177,7 +186,7 @@ static __always_inline int replicate_one(const struct replica *r)
 	if (r->gone)
 		return REPLICA_REMOVED;
 	replica_halves(s, r);
-	return replica_insert();
+	return replica_insert(own);
 }
 
 SEC("xdp")

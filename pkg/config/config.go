@@ -40,6 +40,9 @@ type Config struct {
 	// VirtualRouters hold the virtual addresses, at least one.
 	// Key: virtual_routers. Required.
 	VirtualRouters []VirtualRouter
+	// Sync replicates the connections to the other node. Key: sync. Default: nil,
+	// they are not, and end when the addresses move.
+	Sync *Sync
 	// Stats configures the stats page and the metrics. Key: stats.
 	Stats Stats
 	// Admin configures how the running daemon is told what to do. Key: admin.
@@ -224,45 +227,6 @@ type Backend struct {
 	// Backup backends take connections only while no other is up. At least one
 	// of a service is none. Key: backup. Default: false.
 	Backup bool
-}
-
-// VirtualRouter is one VRRP virtual router (RFC 9568), which moves its
-// addresses between the balancer nodes as one. Its addresses, its source and
-// its peers are of one family.
-type VirtualRouter struct {
-	// Name is unique among the virtual routers. Key: name. Required; letters,
-	// digits, '.', '_' and '-', at most 31 bytes.
-	Name string
-	// VRID is the virtual router identifier, the same on all its nodes; IPv4 and
-	// IPv6 have one set each. Key: vrid; 1 to 255. Required.
-	VRID uint8
-	// Priority elects the active node: the highest wins. Key: priority; 1 to
-	// 254, or 255 for the owner of the addresses. Default: 100 (RFC 9568, 5.2.4).
-	Priority uint8
-	// AdvertInterval is the time between two adverts; a node is taken for dead
-	// after a little more than three. Key: advert_interval; 10ms to 40.95s in
-	// steps of 10ms, which is what the field on the wire holds (RFC 9568,
-	// 5.2.7). Default: 100ms.
-	AdvertInterval time.Duration
-	// Preempt lets a node of higher priority take the addresses from an active
-	// node that works. Key: preempt. Default: false.
-	Preempt bool
-	// Addresses are the virtual addresses, 1 to 255 (the advert counts them in
-	// one byte), unique in the file; without a prefix length, /32 or /128.
-	// Key: addresses. Required.
-	Addresses []netip.Prefix
-	// Source is this node's own address for adverts; link-local where IPv6 is
-	// multicast (RFC 9568, 5.1.2.1). Key: source. Required.
-	Source netip.Addr
-	// Peers are the other nodes' addresses; adverts are sent to each of them
-	// and taken from no one else. Without peers, adverts are multicast to
-	// 224.0.0.18 or ff02::12. Key: peers. Default: none.
-	Peers []netip.Addr
-	// ChecksumPseudoHeader, for IPv4 only, computes the checksum of adverts as
-	// RFC 5798 was widely read, which is keepalived's default for version 3,
-	// instead of as RFC 9568 has it. Both are accepted.
-	// Key: checksum_pseudo_header. Default: false.
-	ChecksumPseudoHeader bool
 }
 
 // Stats configures the HTTP server of the stats page and the metrics.

@@ -73,19 +73,26 @@ func TestLoadFull(t *testing.T) {
 			},
 		},
 		VirtualRouters: []VirtualRouter{{
-			Name: "main", VRID: 51, Priority: 101, AdvertInterval: time.Second, Preempt: true,
+			Name: "main", VRID: 51, Priority: 101, Version: 3, AdvertInterval: time.Second, Preempt: true, PreemptDelay: 30 * time.Second,
 			Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.1.100/24"), netip.MustParsePrefix("192.168.1.101/32")},
 			Source:    netip.MustParseAddr("192.168.1.10"),
 			Peers:     []netip.Addr{netip.MustParseAddr("192.168.1.11"), netip.MustParseAddr("192.168.1.12")},
-
-			ChecksumPseudoHeader: true,
+			Checksum:  "pseudo_header",
+			HMAC:      &HMAC{Mode: "permissive", SendKey: 7, Keys: map[uint8]string{3: "/etc/pgsteer/vrrp-3.key", 7: "/etc/pgsteer/vrrp-7.key"}},
 		}, {
-			Name: "main6", VRID: 51, Priority: 100, AdvertInterval: 100 * time.Millisecond,
+			Name: "main6", VRID: 51, Priority: 100, Version: 3, Checksum: "auto", AdvertInterval: 100 * time.Millisecond,
 			Addresses: []netip.Prefix{
 				netip.MustParsePrefix("fe80::100/64"), netip.MustParsePrefix("2001:db8::100/128"), netip.MustParsePrefix("2001:db8::101/128"),
 			},
 			Source: netip.MustParseAddr("fe80::10"),
+		}, {
+			Name: "old", VRID: 52, Priority: 100, Version: 2, Checksum: "auto", Password: "1111", AdvertInterval: 2 * time.Second,
+			Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.1.102/32")}, Source: netip.MustParseAddr("192.168.1.10"),
 		}},
+		Sync: &Sync{
+			Listen: netip.MustParseAddrPort("192.168.1.10:5480"), Peer: netip.MustParseAddrPort("192.168.1.11:5480"),
+			KeyFile: "/etc/pgsteer/sync.key", Heartbeat: 50 * time.Millisecond,
+		},
 		Stats: Stats{Listen: "127.0.0.1:9000", Port: 9000},
 		Admin: Admin{Socket: "/run/other/admin.sock", StateFile: "/var/lib/other/orders.json"},
 		Log:   Log{Level: "debug", Format: "json"},

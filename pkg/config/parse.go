@@ -1,7 +1,6 @@
 package config
 
 import (
-	"math"
 	"net/netip"
 	"time"
 
@@ -28,12 +27,13 @@ func Parse(file string, data []byte) (*Config, error) {
 	if !ok {
 		return nil, d.err()
 	}
-	s := root.section("node", "interface", "xdp", "timeouts", "services", "virtual_routers", "stats", "admin", "log")
+	s := root.section("node", "interface", "xdp", "timeouts", "services", "virtual_routers", "sync", "stats", "admin", "log")
 	c := &Config{
 		Node:      need(s, "node", name),
 		Interface: need(s, "interface", interfaceName),
 		XDP:       parseXDP(s),
 		Timeouts:  parseTimeouts(s),
+		Sync:      parseSync(s),
 		Stats:     parseStats(s),
 		Admin:     parseAdmin(s),
 		Log:       parseLog(s),
@@ -165,27 +165,6 @@ func parseCheck(service section) Check {
 	c.User = get(s, "user", "pgsteer_check", text(nameLen))
 	c.Database = get(s, "database", "postgres", text(nameLen))
 	return c
-}
-
-func parseRouter(n node) VirtualRouter {
-	s := n.section("name", "vrid", "priority", "advert_interval", "preempt", "addresses", "source", "peers", "checksum_pseudo_header")
-	r := VirtualRouter{
-		Name:                 need(s, "name", name),
-		VRID:                 need(s, "vrid", number[uint8](1, math.MaxUint8)),
-		Priority:             get(s, "priority", 100, number[uint8](1, math.MaxUint8)),
-		AdvertInterval:       get(s, "advert_interval", 100*time.Millisecond, advertInterval),
-		Preempt:              get(s, "preempt", false, boolean),
-		Source:               need(s, "source", addr),
-		ChecksumPseudoHeader: get(s, "checksum_pseudo_header", false, boolean),
-	}
-	const maxAddresses, maxPeers = 255, 255
-	for _, n := range s.list("addresses", 1, maxAddresses) {
-		r.Addresses = append(r.Addresses, scalar(n, prefix))
-	}
-	for _, n := range s.list("peers", 0, maxPeers) {
-		r.Peers = append(r.Peers, scalar[netip.Addr](n, addr))
-	}
-	return r
 }
 
 func parseStats(root section) Stats {

@@ -48,6 +48,7 @@ func (n node) index(key string, i int) node {
 func (v *validator) validate() {
 	vips := v.checkRouters()
 	v.checkServices(vips)
+	v.checkSync(vips)
 	v.checkPorts()
 	v.checkSizes()
 }
@@ -124,8 +125,11 @@ func (v *validator) checkFamily(r VirtualRouter, n node) {
 	if len(r.Peers) == 0 && r.Source.Is6() && !r.Source.IsLinkLocalUnicast() {
 		n.child("source").fail("%s is not link-local, as multicast over IPv6 needs it to be; or name peers", r.Source)
 	}
-	if r.ChecksumPseudoHeader {
-		n.child("checksum_pseudo_header").fail("has no meaning for IPv6, whose checksum covers the pseudo header anyway")
+	if r.Version == 2 {
+		n.child("version").fail("version 2 is for IPv4 only")
+	}
+	if r.Checksum != "auto" {
+		n.child("checksum").fail("has no meaning for IPv6, whose checksum covers the pseudo header anyway")
 	}
 }
 

@@ -307,3 +307,12 @@ func advertInterval(n node) (time.Duration, error) {
 	}
 	return d, err
 }
+
+// advertInterval2 is that of version 2: seconds in one byte (RFC 3768, 5.3.7).
+func advertInterval2(n node) (time.Duration, error) {
+	d, err := duration(time.Second, 255*time.Second)(n)
+	if err == nil && d%time.Second != 0 {
+		return 0, fmt.Errorf("%q is not a multiple of %s, as version 2 needs it to be", n.Value, time.Second)
+	}
+	return d, err
+}

@@ -123,6 +123,20 @@ func (b *Balancer) Each(own bool, fn func(*lb.FlowRecord) bool) error {
 	return nil
 }
 
+// HoldResets keeps the program for a while from answering unknown segments,
+// whose flows may still be on their way from the node that served them before.
+// They are sent again, after 200 ms at the soonest (RFC 6298 as Linux has it).
+func (b *Balancer) HoldResets(d time.Duration) error {
+	clock, err := b.tables.clock()
+	if err != nil {
+		return err
+	}
+	if err := b.progs.Buckets.Put(uint32(resetBucket), tokenBucket{Refilled: clock.after(d)}); err != nil {
+		return fmt.Errorf("holding resets: %w", err)
+	}
+	return nil
+}
+
 // location is where a replica belongs in this node's tables.
 type location struct{ backend, vip, natVIP uint32 }
 
@@ -183,8 +197,9 @@ func (f *family[A]) replicate(r *lb.FlowRecord, at location, clock clock, gone b
 }
 
 // Store adds or updates flows that another node serves. Those that cannot be
-// kept are counted: this node serves the address itself, has no such backend,
-// or has no room.
+// kept are counted: this node serves the address itself and knows the flow, has
+// no such backend, or has no room. A flow to an address of its own that it does
+// not know is taken: it was begun just before the other node gave way.
 func (b *Balancer) Store(records []lb.FlowRecord) (refused int, err error) {
 	err = b.replicas(records, false, func(answer balancerReplicaAnswer) {
 		if answer != balancerReplicaAnswerREPLICA_STORED {

@@ -310,7 +310,32 @@ func TestReplicasThatDoNotFit(t *testing.T) {
 		p.active.store(1, other)
 		p.active.must(p.active.Remove([]lb.FlowID{other.ID()}))
 		p.active.wantState(c, other.Client, "established")
+		// But of one that it does not know: it has just taken the address over.
+		late := other
+		late.Client, late.SNAT = c.number(7), netip.AddrPortFrom(other.SNAT.Addr(), other.SNAT.Port()^2)
+		p.active.store(0, late)
+		p.active.wantState(c, late.Client, "established")
+		taken := late
+		taken.Client = c.number(8)
+		p.active.store(1, taken)
+		p.active.wantState(c, late.Client, "established")
 	})
+}
+
+// Who has just taken over waits before it tells anybody that his connection is
+// unknown.
+func TestResetsAreHeld(t *testing.T) {
+	f := newFixture(t)
+	f.must(f.HoldResets(time.Hour))
+	f.wantUnsent(fromClient(ack), "drop_rst_limit")
+	f.must(f.HoldResets(0))
+	verdict := "drop_rst_limit"
+	for deadline := time.Now().Add(10 * time.Second); verdict == "drop_rst_limit" && time.Now().Before(deadline); {
+		_, _, verdict = f.run(fromClient(ack).frame()) // tokens are earned by the jiffy
+	}
+	if verdict != "tx_rst_client" {
+		t.Errorf("verdict %s", verdict)
+	}
 }
 
 // countsOf is how many of two records each pooler has, sorted; the same twice
