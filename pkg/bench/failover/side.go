@@ -53,7 +53,7 @@ type side struct {
 	try     func(context.Context) error
 	hold    func(context.Context) (*load.Held, error)
 
-	dark  bool // the first node's cable is pulled
+	dark  bool  // the first node's cable is pulled
 	muted *mute // nil while the nodes hear each other
 
 	outcomes []outcome
