@@ -110,7 +110,7 @@ func run(ctx context.Context, f fault, o Options, log bench.Log) (results []benc
 		if err != nil {
 			return nil, err
 		}
-		defer func() { err = errors.Join(err, one.join(ctx)) }() // they do, unless something went wrong
+		defer func() { err = errors.Join(err, one.join(ctx)) }() // they do hear each other, unless something went wrong
 		sides = append(sides, one)
 	}
 	if err := measure(ctx, f, o.Rounds, sides, log); err != nil {
