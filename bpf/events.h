@@ -39,7 +39,7 @@ static __noinline void tell(const struct flow_key *key,
 	e->gone = gone;
 	e->forward = *forward;
 	e->reverse_ack = reverse_ack;
-	e->pad = 0;
+	e->at = bpf_jiffies64();
 	/* Its memory may be another's by now, see flow_take(). */
 	if (!gone && (e->forward.flags & FLOW_TAKEN ||
 		      bpf_map_lookup_elem(&flows, &e->key) != forward)) {

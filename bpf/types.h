@@ -275,7 +275,7 @@ struct flow_event {
 	__u32 gone; /* it is forgotten */
 	struct flow forward; /* as it is now */
 	__u32 reverse_ack; /* of the reverse half; 0: not at hand */
-	__u32 pad;
+	__u32 at; /* jiffies, the low half: when it changed */
 };
 
 /* What became of a replica. */

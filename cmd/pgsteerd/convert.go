@@ -1,8 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
+	"os"
 	"slices"
+	"strings"
 
 	"github.com/pgsteer/pgsteer/pkg/config"
 	"github.com/pgsteer/pgsteer/pkg/health"
@@ -25,6 +28,7 @@ func balancerConfig(cfg *config.Config, log *slog.Logger) xdp.Config {
 		SYNRatePerSource: cfg.XDP.SYNRate.PerSource,
 		SYNRateTotal:     cfg.XDP.SYNRate.Total,
 		ResetRate:        cfg.XDP.ResetRate,
+		Replicate:        cfg.Sync != nil,
 		IPv6:             hasIPv6(cfg),
 		SNATLow:          cfg.XDP.SNATLow,
 		SNATHigh:         cfg.XDP.SNATHigh,
@@ -117,20 +121,56 @@ func vips(cfg *config.Config) []lb.VIPStats {
 	return all
 }
 
-func routerConfig(cfg *config.Config, r config.VirtualRouter, f *fence, log *slog.Logger) vrrp.Config {
-	return vrrp.Config{
-		Name:                 r.Name,
-		Interface:            cfg.Interface,
-		VRID:                 r.VRID,
-		Priority:             r.Priority,
-		AdvertInterval:       r.AdvertInterval,
-		Preempt:              r.Preempt,
-		Addresses:            r.Addresses,
-		Source:               r.Source,
-		Peers:                r.Peers,
-		ChecksumPseudoHeader: r.ChecksumPseudoHeader,
-		Log:                  log,
-		Fence:                f,
-		OnTransition:         f.transition,
+func (d *balancerDaemon) routerConfig(r config.VirtualRouter, f *fence) (vrrp.Config, error) {
+	c := vrrp.Config{
+		Name:           r.Name,
+		Interface:      d.cfg.Interface,
+		VRID:           r.VRID,
+		Version:        r.Version,
+		Priority:       r.Priority,
+		AdvertInterval: r.AdvertInterval,
+		Preempt:        r.Preempt,
+		PreemptDelay:   r.PreemptDelay,
+		Addresses:      r.Addresses,
+		Source:         r.Source,
+		Peers:          r.Peers,
+		Checksum: map[string]vrrp.ChecksumForm{
+			"auto": vrrp.ChecksumAuto, "message": vrrp.ChecksumMessage, "pseudo_header": vrrp.ChecksumPseudo,
+		}[r.Checksum],
+		Auth:         vrrp.Secret(r.Password),
+		Log:          d.log,
+		Fence:        f,
+		OnTransition: f.transition,
 	}
+	if d.sync != nil {
+		limit := 3 * d.cfg.Sync.Heartbeat
+		c.SyncGate = true
+		c.PeerActive = func() bool { return d.sync.heldByPeer(r, limit) }
+		c.Witness, c.WitnessTimeout = d.witness, witnessTimeout(d.cfg)
+	}
+	if r.HMAC != nil {
+		var err error
+		c.HMAC, err = readHMAC(r.HMAC)
+		return c, err
+	}
+	return c, nil
+}
+
+// readHMAC reads the keys' files.
+func readHMAC(c *config.HMAC) (*vrrp.HMAC, error) {
+	h := &vrrp.HMAC{
+		Mode: map[string]vrrp.HMACMode{
+			"enforce": vrrp.HMACEnforce, "permissive": vrrp.HMACPermissive, "receive_only": vrrp.HMACReceiveOnly,
+		}[c.Mode],
+		SendKey: c.SendKey,
+		Keys:    make(map[uint8]vrrp.Secret),
+	}
+	for id, path := range c.Keys {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("reading VRRP key %d: %w", id, err)
+		}
+		h.Keys[id] = vrrp.Secret(strings.TrimSuffix(string(text), "\n"))
+	}
+	return h, nil
 }

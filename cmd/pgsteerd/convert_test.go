@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/pgsteer/pgsteer/pkg/admin"
@@ -51,15 +52,38 @@ fields:
 func TestNothingIsForgotten(t *testing.T) {
 	cfg := full(t)
 	x := balancerConfig(cfg, discard)
-	if m := missing(x); len(m) > 0 {
+	if m := missing(x, "eventRing"); len(m) > 0 {
 		t.Errorf("xdp.Config: %v", m)
 	}
 	if m := missing(x.Timeouts); len(m) > 0 {
 		t.Errorf("xdp.Timeouts: %v", m)
 	}
 	_, f := testFence()
-	if m := missing(routerConfig(cfg, cfg.VirtualRouters[0], f, discard)); len(m) > 0 {
+	d := &balancerDaemon{cfg: cfg, log: discard, sync: &replication{}}
+	main := cfg.VirtualRouters[0]
+	for id := range main.HMAC.Keys {
+		path := filepath.Join(t.TempDir(), "key")
+		if err := os.WriteFile(path, []byte(strings.Repeat("k", 32)+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		main.HMAC.Keys[id] = path
+	}
+	r, err := d.routerConfig(main, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := missing(r, "Auth", "Lone", "ChecksumPseudoHeader"); len(m) > 0 {
 		t.Errorf("vrrp.Config: %v", m)
+	}
+	if m := missing(*r.HMAC); len(m) > 0 || len(r.HMAC.Keys[7]) != 32 {
+		t.Errorf("vrrp.HMAC: %v, %v", m, r.HMAC)
+	}
+	main.HMAC.Keys[7] = "/nowhere/key"
+	if _, err := d.routerConfig(main, f); err == nil || err.Error() != "reading VRRP key 7: open /nowhere/key: no such file or directory" {
+		t.Errorf("a key that is not there: %v", err)
+	}
+	if r, err := d.routerConfig(cfg.VirtualRouters[2], f); err != nil || r.Auth == "" || r.Version != 2 {
+		t.Errorf("version 2: %+v, %v", r, err)
 	}
 	for _, target := range targets(cfg) {
 		if m := missing(target); len(m) > 0 {
@@ -118,7 +142,7 @@ func TestConversion(t *testing.T) {
 	if v := all[3]; v.Service != "plain" || v.Backend != "pooler1" || v.CheckName != "tcp" {
 		t.Errorf("last target: %+v", v)
 	}
-	if v := vips(cfg); len(v) != 5 || v[4].Addr != netip.MustParseAddr("2001:db8::101") || v[4].Router != "main6" || v[1].Addr != vip2 || v[1].Router != "main" || v[1].VRID != 51 || v[1].Priority != 101 {
+	if v := vips(cfg); len(v) != 6 || v[4].Addr != netip.MustParseAddr("2001:db8::101") || v[4].Router != "main6" || v[1].Addr != vip2 || v[1].Router != "main" || v[1].VRID != 51 || v[1].Priority != 101 {
 		t.Errorf("virtual addresses: %+v", v)
 	}
 }

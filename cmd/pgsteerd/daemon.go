@@ -16,6 +16,7 @@ import (
 
 	"github.com/pgsteer/pgsteer/pkg/admin"
 	"github.com/pgsteer/pgsteer/pkg/config"
+	"github.com/pgsteer/pgsteer/pkg/flowsync"
 	"github.com/pgsteer/pgsteer/pkg/health"
 	"github.com/pgsteer/pgsteer/pkg/lb"
 	"github.com/pgsteer/pgsteer/pkg/stats"
@@ -33,6 +34,7 @@ type balancerDaemon struct {
 	controller *lb.Controller
 	checker    *health.Checker
 	routers    []*vrrp.Router
+	sync       *replication // nil when there is no other node
 	stats      *stats.Server
 	admin      *admin.Server // nil when another process has the socket
 	device     *device
@@ -72,6 +74,9 @@ func open(cfg *config.Config, log *slog.Logger) (_ *balancerDaemon, err error) {
 		return nil, err
 	}
 	d.checker = health.New(targets(cfg), log)
+	if err := d.openSync(); err != nil {
+		return nil, err
+	}
 	if err := d.openRouters(); err != nil {
 		return nil, err
 	}
@@ -153,15 +158,27 @@ func loadOrders(path string, log *slog.Logger) ([]lb.Order, error) {
 
 // openRouters opens the virtual routers, each with its fence.
 func (d *balancerDaemon) openRouters() error {
+	var moved func()
+	if d.sync != nil {
+		moved = d.sync.link.Kick
+	}
 	for _, c := range d.cfg.VirtualRouters {
-		f := newFence(d.balancer, c.Addresses, d.log)
-		r, err := vrrp.Open(routerConfig(d.cfg, c, f, d.log))
+		f := newFence(d.balancer, c.Addresses, d.sync != nil, moved, d.log)
+		rc, err := d.routerConfig(c, f)
+		if err != nil {
+			return fmt.Errorf("virtual router %s: %w", c.Name, err)
+		}
+		r, err := vrrp.Open(rc)
 		if err != nil {
 			return err
 		}
 		d.closers = append(d.closers, r)
 		d.routers = append(d.routers, r)
 		d.supervisor.add(r.Snapshot, f)
+	}
+	d.supervisor.tookOver = d.controller.ResetDown
+	if d.sync != nil {
+		d.sync.routers = d.routers
 	}
 	return nil
 }
@@ -200,7 +217,7 @@ func (d *balancerDaemon) run(ctx context.Context) error {
 
 	var routers []part
 	for i, r := range d.routers {
-		routers = append(routers, part{"virtual router " + d.cfg.VirtualRouters[i].Name, r.Run})
+		routers = append(routers, part{"virtual router " + d.cfg.VirtualRouters[i].Name, d.thenDrain(r.Run)})
 	}
 	base := []part{
 		{"the datapath", d.balancer.Run},
@@ -216,7 +233,25 @@ func (d *balancerDaemon) run(ctx context.Context) error {
 	if d.admin != nil {
 		base = append(base, part{"the admin socket", d.admin.Run})
 	}
+	if d.sync != nil {
+		base = append(base, part{"the replication", d.sync.run})
+	}
 	return runParts(ctx, routers, base)
+}
+
+// thenDrain has the other node know of the connections that were opened until a
+// virtual router gave its addresses up.
+func (d *balancerDaemon) thenDrain(run func(context.Context) error) func(context.Context) error {
+	if d.sync == nil {
+		return run
+	}
+	return func(ctx context.Context) error {
+		err := run(ctx)
+		if drained := d.sync.drain(ctx); drained != nil && !errors.Is(drained, flowsync.ErrNotConnected) {
+			d.log.Warn("connections may be lost", "error", drained)
+		}
+		return err
+	}
 }
 
 // steer hands what the health checks find to the controller.

@@ -17,6 +17,7 @@ type vipTable interface {
 	RevokeLease(addr netip.Addr) error
 	SetVIPState(addr netip.Addr, state string, priority uint8) error
 	FlushFlows(addr netip.Addr) (int, error)
+	HoldResets(d time.Duration) error
 }
 
 // A fence couples one virtual router to the datapath: the router's lease is
@@ -25,6 +26,10 @@ type fence struct {
 	table vipTable
 	addrs []netip.Addr
 	log   *slog.Logger
+	// replicated says that the other node's flows are kept here, and ours there:
+	// who served them last is of no concern then.
+	replicated bool
+	moved      func() // after each change of state; may be nil
 
 	// mu keeps a flush and the start of a lease apart: what is flushed must
 	// never be a connection that this node has just accepted. A flush of the
@@ -40,8 +45,8 @@ type fence struct {
 
 var _ vrrp.Fence = (*fence)(nil)
 
-func newFence(table vipTable, addresses []netip.Prefix, log *slog.Logger) *fence {
-	f := &fence{table: table, log: log}
+func newFence(table vipTable, addresses []netip.Prefix, replicated bool, moved func(), log *slog.Logger) *fence {
+	f := &fence{table: table, log: log, replicated: replicated, moved: moved}
 	for _, p := range addresses {
 		f.addrs = append(f.addrs, p.Addr())
 	}
@@ -59,10 +64,20 @@ func (f *fence) each(fn func(netip.Addr) error) error {
 	return errors.Join(errs...)
 }
 
+// lateFlows is how long the last flows of the node that gave way may be on their
+// way: some milliseconds, or more on a busy machine, and less than it takes a
+// peer to send its segment again.
+const lateFlows = 150 * time.Millisecond
+
 // Renew implements vrrp.Fence.
 func (f *fence) Renew(d time.Duration) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if !f.leased && f.replicated {
+		if err := f.table.HoldResets(lateFlows); err != nil {
+			f.log.Warn("connections that come late from the other node may be reset", "error", err)
+		}
+	}
 	f.leased, f.flushed = true, false
 	return f.each(func(a netip.Addr) error { return f.table.RenewLease(a, d) })
 }
@@ -81,6 +96,9 @@ func (f *fence) transition(t vrrp.Transition) {
 	if err != nil {
 		f.log.Error("failed to record the state of a virtual router", "router", t.Router, "error", err)
 	}
+	if f.moved != nil {
+		f.moved()
+	}
 }
 
 // observe looks at the router now and then, and forgets the flows when another
@@ -91,7 +109,7 @@ func (f *fence) transition(t vrrp.Transition) {
 func (f *fence) observe(s vrrp.Snapshot, now time.Time) {
 	p := s.Peer
 	heard := p.Address.IsValid() && p.Priority > 0 && p.Ago < now.Sub(s.Since)
-	if s.State != vrrp.Backup || !heard {
+	if s.State != vrrp.Backup || !heard || f.replicated {
 		return
 	}
 	f.mu.Lock()

@@ -41,6 +41,11 @@ func (f *fakeTable) SetVIPState(a netip.Addr, state string, priority uint8) erro
 	return f.note(a, "state %s %d", state, priority)
 }
 
+func (f *fakeTable) HoldResets(d time.Duration) error {
+	f.add("hold resets " + d.String())
+	return nil
+}
+
 func (f *fakeTable) FlushFlows(a netip.Addr) (int, error) { return 3, f.note(a, "flush") }
 
 // took returns what was asked for since the last call.
@@ -52,7 +57,7 @@ func (f *fakeTable) took() []string {
 
 func testFence() (*fakeTable, *fence) {
 	table := &fakeTable{}
-	return table, newFence(table, []netip.Prefix{netip.PrefixFrom(vip1, 32), netip.PrefixFrom(vip2, 24)}, discard)
+	return table, newFence(table, []netip.Prefix{netip.PrefixFrom(vip1, 32), netip.PrefixFrom(vip2, 24)}, false, nil, discard)
 }
 
 func expect(t *testing.T, table *fakeTable, want ...string) {
@@ -152,4 +157,26 @@ func TestFenceFlushError(t *testing.T) {
 	table.bad = netip.Addr{}
 	f.observe(following, epoch)
 	expect(t, table, "flush 192.168.1.100", "flush 192.168.1.101")
+}
+
+// With a copy of them on both nodes, flows are nobody's to forget, and who takes
+// over waits for the last ones.
+func TestReplicatedFlowsAreKept(t *testing.T) {
+	table := &fakeTable{}
+	moves := 0
+	f := newFence(table, []netip.Prefix{netip.PrefixFrom(vip1, 32)}, true, func() { moves++ }, discard)
+	s := vrrp.Snapshot{State: vrrp.Backup, Since: epoch, Peer: vrrp.Peer{Address: peer, Priority: 100}}
+	f.observe(s, epoch.Add(time.Minute))
+	expect(t, table)
+	for range 2 {
+		if err := f.Renew(time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect(t, table, "hold resets 150ms", "renew 1s 192.168.1.100", "renew 1s 192.168.1.100")
+	f.transition(vrrp.Transition{To: vrrp.Active, Priority: 100})
+	expect(t, table, "state active 100 192.168.1.100")
+	if moves != 1 {
+		t.Errorf("%d moves were told", moves)
+	}
 }

@@ -52,8 +52,10 @@ type supervisor struct {
 	fences   []*fence // of the routers, in the same order
 	notify   func(state string)
 	watchdog time.Duration // 0: nobody waits for a sign of life
+	tookOver func()        // called when a router has become active; may be nil
 
 	alive  []liveness
+	took   []uint64 // how often each router has become active, as last seen
 	ready  bool
 	stuck  bool
 	status string
@@ -62,6 +64,7 @@ type supervisor struct {
 // add puts a router and its fence under supervision.
 func (s *supervisor) add(router func() vrrp.Snapshot, f *fence) {
 	s.routers, s.fences, s.alive = append(s.routers, router), append(s.fences, f), append(s.alive, liveness{})
+	s.took = append(s.took, 0)
 }
 
 // startInterval is how often it looks until the daemon is ready: systemd
@@ -104,6 +107,12 @@ func (s *supervisor) look(now time.Time) {
 		}
 		states = append(states, snapshot.Name+" "+snapshot.State.String())
 		s.fences[i].observe(snapshot, now)
+		if snapshot.BecameActive != s.took[i] {
+			s.took[i] = snapshot.BecameActive
+			if s.tookOver != nil {
+				s.tookOver()
+			}
+		}
 	}
 	if len(stuck) > 0 != s.stuck {
 		s.stuck = len(stuck) > 0

@@ -206,6 +206,13 @@ func (l *Link) Synced() bool {
 	return l.status.synced
 }
 
+// Connected reports whether there is a connection to the peer now.
+func (l *Link) Connected() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.status.connected
+}
+
 // Drain waits until the peer has everything that was published so far, full
 // copy included. It returns an error if ctx ends before or the connection does.
 func (l *Link) Drain(ctx context.Context) error {

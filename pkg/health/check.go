@@ -181,10 +181,25 @@ func describe(ctx context.Context, err error) error {
 		return errNoAnswer
 	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
 		return errors.New("connection closed without an answer")
-	case errors.As(err, &errno):
+	case errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE):
+		errors.As(err, &errno)
 		return errors.New(errno.Error())
+	case errors.As(err, &errno):
+		return unreachable{errno}
 	}
 	return err
+}
+
+// unreachable is an error of this host's own: nothing came from the target.
+type unreachable struct{ errno syscall.Errno }
+
+func (u unreachable) Error() string { return u.errno.Error() }
+
+// answered reports whether a check with this result has heard anything of the
+// target, be it a refusal.
+func answered(err error) bool {
+	var u unreachable
+	return !errors.Is(err, errNoAnswer) && !errors.As(err, &u)
 }
 
 // errNoAnswer is put into words by the checker, which knows the time.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -61,6 +62,7 @@ type Checker struct {
 	log         *slog.Logger
 	transitions chan Transition
 	watches     []*watch
+	heard       atomic.Pointer[time.Time] // of any target; nil: never
 }
 
 // watch is a target with its state.
@@ -139,9 +141,13 @@ func (c *Checker) watch(ctx context.Context, w *watch, first time.Duration) {
 		}
 		start := time.Now()
 		p.start(start)
-		err := w.once(ctx)
+		err, answered := w.once(ctx)
 		if ctx.Err() != nil {
 			return // it was we who broke it off
+		}
+		if answered {
+			now := time.Now()
+			c.heard.Store(&now)
 		}
 		t, changed := w.record(err, start, time.Now())
 		if doubted = doubted && w.undecided(); doubted {
@@ -160,14 +166,26 @@ func (c *Checker) watch(ctx context.Context, w *watch, first time.Duration) {
 	}
 }
 
-func (w *watch) once(ctx context.Context) error {
+// once checks; heard says whether anything came from the target.
+func (w *watch) once(ctx context.Context) (err error, heard bool) {
 	ctx, cancel := context.WithTimeout(ctx, w.Timeout)
 	defer cancel()
-	err := w.Check(ctx, w.Addr)
+	err = w.Check(ctx, w.Addr)
+	heard = answered(err)
 	if errors.Is(err, errNoAnswer) {
-		return fmt.Errorf("no answer within %v", w.Timeout)
+		err = fmt.Errorf("no answer within %v", w.Timeout)
 	}
-	return err
+	return err, heard
+}
+
+// Heard returns how long ago any target has answered a check, be it by a
+// refusal: this node is not cut off then. ok is false if none ever did.
+func (c *Checker) Heard() (ago time.Duration, ok bool) {
+	at := c.heard.Load()
+	if at == nil {
+		return 0, false
+	}
+	return time.Since(*at), true
 }
 
 // record notes a result and says whether there is news: a change, or a first

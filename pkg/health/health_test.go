@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -167,5 +168,24 @@ func TestRunEndsWithATransitionPending(t *testing.T) {
 		_, stop := run(t, newTarget("pooler1", s.check))
 		synctest.Wait()
 		stop()
+	})
+}
+
+// Any answer, a refusal too, says that this host is not cut off; silence and
+// errors of its own do not.
+func TestHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{results: []error{errNoAnswer, unreachable{syscall.EHOSTUNREACH}, errors.New("connection refused"), errNoAnswer, nil, unreachable{syscall.ENETUNREACH}}}
+		c, stop := run(t, newTarget("pooler1", s.check))
+		defer stop()
+		drain(t, c)
+		for i, want := range []time.Duration{-1, -1, 0, 2 * time.Second, 0, 2 * time.Second} {
+			synctest.Wait()
+			ago, ok := c.Heard()
+			if ok != (want >= 0) || ok && ago != want {
+				t.Errorf("after check %d: heard %v ago, %v; want %v", i, ago, ok, want)
+			}
+			time.Sleep(2 * time.Second)
+		}
 	})
 }

@@ -206,6 +206,18 @@ func (c *Controller) move(b *backend, order Order, healthy bool, by string) erro
 	return nil
 }
 
+// ResetDown has the flows of every backend reset that is down: this node has
+// taken over from another one, which may not have come to that.
+func (c *Controller) ResetDown() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, b := range c.backends {
+		if (b.state == Down || b.state == Maintenance) && b.service.ResetOnDown {
+			c.resetFlows(b)
+		}
+	}
+}
+
 // why says for what reason the backend is in that state.
 func (b *backend) why(s State) string {
 	if s == Draining || s == Maintenance {

@@ -113,6 +113,9 @@ func (m *machine) heardAsActive(e event, now time.Duration) {
 	switch {
 	case e.advert.Priority == priorityResign:
 		m.assert(now)
+		// It may have been active beside us, unheard, until it heard us: clients
+		// may have learned its hardware address.
+		m.do(action{kind: actAnnounce})
 	case m.better(e):
 		// RFC 9568 leaves without a word. Priority 0 tells the better router
 		// that our lease is over, so that it need not wait for its end.

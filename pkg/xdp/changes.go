@@ -17,36 +17,31 @@ const changesBatch = 256
 
 // Changes calls fn with what becomes of the flows that this node serves, in
 // order for each flow, as soon as it happens, until ctx ends; it then returns
-// nil. The slice is overwritten after the call. fn must not wait, and is called
-// from one goroutine for each family. It needs Config.Replicate.
-func (b *Balancer) Changes(ctx context.Context, fn func([]lb.FlowChange)) error {
+// nil. A record's Idle is the time since then. The slice is overwritten after
+// the call. lost is called when there was no room for some, once those that came
+// before have been handed over: whoever tells another node has to copy
+// everything anew. Neither may wait, and both are called from one goroutine for
+// each family. It needs Config.Replicate.
+func (b *Balancer) Changes(ctx context.Context, fn func([]lb.FlowChange), lost func()) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return readChanges[addr4](ctx, b, b.progs.Events, fn) })
+	g.Go(func() error { return readChanges[addr4](ctx, b, b.progs.Events, b.progs.Lost, fn, lost) })
 	if b.cfg.IPv6 {
-		g.Go(func() error { return readChanges[addr6](ctx, b, b.progs6.Events, fn) })
+		g.Go(func() error { return readChanges[addr6](ctx, b, b.progs6.Events, b.progs6.Lost, fn, lost) })
 	}
 	return g.Wait()
 }
 
-// LostChanges is how many changes found no room because they were not read in
-// time. Who tells another node has to copy everything anew when it grows.
-func (b *Balancer) LostChanges() (lost uint64, err error) {
-	maps := []*ebpf.Map{b.progs.Lost}
-	if b.cfg.IPv6 {
-		maps = append(maps, b.progs6.Lost)
+// lostCount reads how many changes found no room because they were not read in
+// time.
+func lostCount(m *ebpf.Map) (n uint64, err error) {
+	if err := m.Lookup(uint32(0), &n); err != nil {
+		return 0, fmt.Errorf("reading how many changes were lost: %w", err)
 	}
-	for _, m := range maps {
-		var n uint64
-		if err := m.Lookup(uint32(0), &n); err != nil {
-			return 0, fmt.Errorf("reading how many changes were lost: %w", err)
-		}
-		lost += n
-	}
-	return lost, nil
+	return n, nil
 }
 
 // readChanges empties one ring until ctx ends.
-func readChanges[A address](ctx context.Context, b *Balancer, ring *ebpf.Map, fn func([]lb.FlowChange)) error {
+func readChanges[A address](ctx context.Context, b *Balancer, ring, losses *ebpf.Map, fn func([]lb.FlowChange), lost func()) error {
 	reader, err := ringbuf.NewReader(ring)
 	if err != nil {
 		return fmt.Errorf("reading the ring of changes: %w", err)
@@ -58,6 +53,7 @@ func readChanges[A address](ctx context.Context, b *Balancer, ring *ebpf.Map, fn
 	defer stop()
 	var raw ringbuf.Record
 	var clock clock
+	known := uint64(0)
 	batch := make([]lb.FlowChange, 0, changesBatch)
 	for ctx.Err() == nil {
 		err := reader.ReadInto(&raw)
@@ -74,11 +70,22 @@ func readChanges[A address](ctx context.Context, b *Balancer, ring *ebpf.Map, fn
 		}
 		e := fromBytes[eventRow[A]](raw.RawSample)
 		change := lb.FlowChange{Record: record(&e.Key, &e.Forward, nil, clock), Gone: e.Gone != 0}
-		change.Record.BackendAck = e.ReverseAck
+		change.Record.BackendAck, change.Record.Idle = e.ReverseAck, clock.since(e.At)
 		batch = append(batch, change)
 		if raw.Remaining == 0 || len(batch) == changesBatch {
 			fn(batch)
 			batch = batch[:0]
+		}
+		// The ring is full when one is lost, so that it is emptied after that.
+		if raw.Remaining == 0 {
+			n, err := lostCount(losses)
+			if err != nil {
+				return err
+			}
+			if n != known {
+				known = n
+				lost()
+			}
 		}
 	}
 	return nil

@@ -64,6 +64,11 @@ func (c clock) age(then uint32) time.Duration {
 	return time.Duration(max(units, 0)) * c.jiffy << ageShift
 }
 
+// since is how long ago a time in jiffies was, of which the low half is given.
+func (c clock) since(then uint32) time.Duration {
+	return time.Duration(max(int32(uint32(c.now())-then), 0)) * c.jiffy
+}
+
 // before is the time d ago, as flows have it.
 func (c clock) before(d time.Duration) uint32 {
 	return uint32((c.now() - uint64(d/c.jiffy)) >> ageShift)

@@ -171,7 +171,7 @@ type eventRow[A address] struct {
 	Gone       uint32
 	Forward    flowRow[A]
 	ReverseAck uint32
-	Pad        uint32
+	At         uint32 // jiffies, the low half
 }
 
 type replicaRow[A address] struct {

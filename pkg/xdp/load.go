@@ -197,6 +197,8 @@ func (b *Balancer) specification(load func() (*ebpf.CollectionSpec, error)) (*eb
 		case balancerMapEvents, balancer6MapEvents6:
 			if !b.cfg.Replicate {
 				m.MaxEntries = uint32(os.Getpagesize())
+			} else if b.cfg.eventRing > 0 {
+				m.MaxEntries = uint32(b.cfg.eventRing)
 			}
 		}
 	}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -84,6 +86,7 @@ func (f *fixture) store(refused int, records ...lb.FlowRecord) {
 type told struct {
 	batches chan []lb.FlowChange
 	rest    []lb.FlowChange
+	lost    atomic.Int32
 }
 
 // changes reads what a node tells until the test ends.
@@ -92,7 +95,7 @@ func (f *fixture) changes(t *testing.T) *told {
 	all := &told{batches: make(chan []lb.FlowChange, 1<<16)}
 	ended := make(chan error, 1)
 	go func() {
-		ended <- f.Changes(t.Context(), func(c []lb.FlowChange) { all.batches <- slices.Clone(c) })
+		ended <- f.Changes(t.Context(), func(c []lb.FlowChange) { all.batches <- slices.Clone(c) }, func() { all.lost.Add(1) })
 	}()
 	t.Cleanup(func() { f.must(<-ended) })
 	return all
@@ -174,11 +177,34 @@ func TestChangesOfAFlowAreTold(t *testing.T) {
 		f.establish(c.syn(4))
 		want(lb.FlowAccepted, false)
 		want(open, false)
-		if n, err := f.LostChanges(); err != nil || n != 0 {
-			f.t.Errorf("%d changes were lost, %v", n, err)
+		if n := all.lost.Load(); n != 0 {
+			f.t.Errorf("changes were lost %d times", n)
 		}
 		f.lease(c, 0) // and nothing of what the next test clears away
 	})
+}
+
+// Changes that nobody reads in time are lost, and that is told once the others
+// have been read.
+func TestLostChangesAreTold(t *testing.T) {
+	f := newFixture(t, func(c *Config) { c.Replicate, c.eventRing = true, os.Getpagesize() })
+	const flows = 100 // two changes each, of some 90 bytes
+	for n := range flows {
+		f.connect(clientNumber(n))
+	}
+	all := f.changes(t)
+	told, most := 0, 2*flows
+	for all.lost.Load() == 0 && told < most {
+		all.next(t)
+		told++
+		if len(all.rest) == 0 && len(all.batches) == 0 && all.lost.Load() == 0 {
+			f.connect(clientNumber(most)) // there is always a next one
+			most += 2
+		}
+	}
+	if n := all.lost.Load(); n != 1 {
+		t.Errorf("the loss was told %d times, after %d changes were seen", n, told)
+	}
 }
 
 // What one node serves the other one goes on with, to the end of each flow.
@@ -453,8 +479,8 @@ func TestReplicasFollowConcurrentTraffic(t *testing.T) {
 				break
 			}
 		}
-		if n, err := f.LostChanges(); err != nil || n != 0 {
-			f.t.Fatalf("%d changes were lost, %v", n, err)
+		if n := all.lost.Load(); n != 0 {
+			f.t.Fatalf("changes were lost %d times", n)
 		}
 		want, got := f.records(true), p.standby.records(false)
 		for client, r := range want {

@@ -94,7 +94,9 @@ type Config struct {
 	ProbeInterval time.Duration
 	ProbeCount    int
 	SweepInterval time.Duration // between two passes over the flow table; 1 s
-	Log           *slog.Logger
+
+	eventRing int // bytes of the ring of changes, if it is not what bpf/config.h says
+	Log       *slog.Logger
 }
 
 func (c *Config) setDefaults() error {
