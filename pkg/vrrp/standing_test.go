@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -457,13 +458,13 @@ func TestRouterTakeoverFails(t *testing.T) {
 
 func TestRouterEvidence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var ago time.Duration
-		peerActive := false
+		var ago atomic.Int64
+		var peerActive atomic.Bool
 		a, b := pair(t, func(c *Config) {
-			c.Witness = func() (time.Duration, bool) { return ago, true }
-			c.PeerActive = func() bool { return peerActive }
+			c.Witness = func() (time.Duration, bool) { return time.Duration(ago.Load()), true }
+			c.PeerActive = peerActive.Load
 		})
-		ago = 4 * time.Second
+		ago.Store(int64(4 * time.Second))
 		elapse(time.Second)
 		if a.owns() || b.owns() {
 			t.Error("active while cut off")
@@ -471,13 +472,13 @@ func TestRouterEvidence(t *testing.T) {
 		if s := a.router.Snapshot(); !s.CutOff || s.Barred == 0 {
 			t.Errorf("cut off: %+v", s)
 		}
-		ago = 0
+		ago.Store(0)
 		elapse(time.Second)
 		if a.owns() == b.owns() {
 			t.Error("not one node is active after the sign from outside returned")
 		}
 		elapse(logInterval) // what is barred is logged so often
-		peerActive = true
+		peerActive.Store(true)
 		active, backup := a, b
 		if b.owns() {
 			active, backup = b, a
