@@ -178,8 +178,7 @@ func (c Config) withDefaults() (Config, error) {
 			return c, err
 		}
 	}
-	switch {
-	case len(c.Addresses) == 0 || len(c.Addresses) > 255:
+	if len(c.Addresses) == 0 || len(c.Addresses) > 255 {
 		return c, fmt.Errorf("%d virtual addresses: a virtual router has 1 to 255", len(c.Addresses))
 	}
 	if c.Version == version2 && c.ipv6() {

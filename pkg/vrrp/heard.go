@@ -23,6 +23,8 @@ func (m *machine) note(e event, now time.Duration) {
 		m.rival, m.rivalPriority, m.vacated = e.from, e.advert.Priority, false
 		m.mayHold(e.from, now+leaseOf(e.advert.Interval))
 		return
+	case now < m.doubtful:
+		return
 	case e.from == m.rival:
 		m.rival = netip.Addr{}
 	}
@@ -54,7 +56,15 @@ func leaseOf(interval time.Duration) time.Duration {
 
 // absent notes that we could hear nobody until now, so that the silence so far
 // proves nothing. A down timer that begins now needs no such note: it is longer.
-func (m *machine) absent(now time.Duration) { m.unheard = now + leaseOf(m.learned) }
+// What is heard at first can be as old as the absence is long, because it lay in
+// the socket, and something that followed can be lost: no resignation counts.
+func (m *machine) absent(now time.Duration) {
+	m.unheard, m.doubtful = now+leaseOf(m.learned), now+m.learned
+}
+
+// late reports that a deadline has passed so long ago that this node must have
+// been absent.
+func (m *machine) late(now time.Duration) bool { return now-m.timer > lateIntervals*m.learned }
 
 // better reports whether the sender of an advertisement goes before us.
 func (m *machine) better(e event) bool {
@@ -68,8 +78,9 @@ func (m *machine) heardAsBackup(e event, now time.Duration) {
 	stranger := m.rival.IsValid() && e.from != m.rival
 	m.note(e, now)
 	switch {
-	case e.advert.Priority == priorityResign && stranger:
-		// Not the one that we follow: a third node has withdrawn its claim.
+	case e.advert.Priority == priorityResign && (stranger || now < m.doubtful):
+		// Not the one that we follow: a third node has withdrawn its claim. Or
+		// it was said while we were absent, and who knows what then.
 	case e.advert.Priority == priorityResign:
 		m.cause, m.vacated = fmt.Sprintf("%v resigned", e.from), true
 		m.timer = now + max(0, m.skewOf(min(m.learned, e.advert.Interval))-m.claimTime())

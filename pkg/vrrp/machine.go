@@ -67,6 +67,7 @@ type machine struct {
 	leases        map[netip.Addr]time.Duration // until then others may hold one
 	rivalLease    time.Duration                // the last of these
 	unheard       time.Duration                // until then a router that we could not hear may hold one
+	doubtful      time.Duration                // until then what is heard may be old
 	vacated       bool                         // the router that we followed has resigned
 	worse         bool                         // we follow a worse router, whom we would preempt,
 	worseSince    time.Duration                // since then
@@ -114,6 +115,10 @@ func (m *machine) step(e event, now time.Duration) []action {
 			m.timeout(e, now)
 		}
 	case evAdvert:
+		if m.state == Backup && m.late(now) {
+			m.absent(now)
+			m.listen(now, m.cause)
+		}
 		switch {
 		case m.state == Active:
 			m.heardAsActive(e, now)
@@ -220,14 +225,13 @@ func (m *machine) listen(now time.Duration, cause string) {
 func (m *machine) downAt() time.Duration { return m.since + 3*m.learned + m.skew() - m.claimTime() }
 
 func (m *machine) timeout(e event, now time.Duration) {
-	late := now-m.timer > lateIntervals*m.learned
 	wasIsolated := m.isolated
 	m.isolated = m.state != Active && m.cutOff(e)
 	reason := m.barred(e, now)
 	switch {
 	case m.state == Active:
 		m.advertise(now, m.timer)
-	case late || wasIsolated && !m.isolated:
+	case m.late(now) || wasIsolated && !m.isolated:
 		// It was we who were absent: the silence proves nothing, and a claim
 		// that was out meanwhile may have been answered.
 		m.absent(now)

@@ -169,6 +169,14 @@ func TestMachine(t *testing.T) {
 			{200 * ms, heard(0, netip.MustParseAddr("192.168.1.12")), ""},
 			{254687500, timer, ""},
 		}},
+		{"a resignation that lay in the socket while we were frozen", 100, false, []timed{
+			{0, start, "revoke, disown, backup"},
+			{100 * ms, heard(101, other), ""},
+			{2 * time.Second, heard(0, other), ""},
+			{2 * time.Second, heard(0, other), ""},
+			{2*time.Second + claimAt - 1, timer, ""},
+			{2*time.Second + claimAt, timer, "send 100"},
+		}},
 		{"the claim is objected to", 100, false, []timed{
 			{0, start, "revoke, disown, backup"},
 			{claimAt, timer, "send 100"},

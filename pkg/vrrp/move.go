@@ -57,7 +57,7 @@ func (m *machine) takeOver(e event, now time.Duration) {
 		m.outcome(fmt.Sprintf("%v advertises priority %d", m.rival, m.rivalPriority))
 	default:
 		m.raised, m.move, m.held = true, e.reason, ""
-		if now-m.timer > lateIntervals*m.learned {
+		if m.late(now) {
 			m.absent(now) // and the timer has not told yet
 		}
 		m.mayHold(netip.Addr{}, m.unheard)

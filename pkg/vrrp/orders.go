@@ -80,7 +80,7 @@ func (r *Router) takeInputs() {
 			r.settle("another order came in between")
 		}
 		if in.done != nil {
-			r.move = in.done
+			r.move, r.takeover = in.done, in.event.kind == evTakeover
 		}
 		r.step(in.event)
 	}
@@ -132,9 +132,10 @@ func (r *Router) SetSynced(synced bool, reason string) {
 }
 
 // Resign gives the role up: the lease ends, the others are told at once, and the
-// addresses are taken off the interface. It returns nil when that is done. From then on this node stands back, whatever
-// its priority, until it takes over because nobody else is there, or Takeover is
-// called. On a node that is not active only the latter happens.
+// addresses are taken off the interface. It returns nil when that is done. From
+// then on this node stands back, whatever its priority, until it takes over
+// because nobody else is there, or Takeover is called. A node that is not active
+// just stands back.
 //
 // VRRP does not tell whether another node is there to take over. If none is,
 // this one takes the addresses again after its down interval.

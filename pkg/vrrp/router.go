@@ -38,14 +38,15 @@ type Router struct {
 	sniff     func(context.Context, func() (net.HardwareAddr, error), func(string)) error
 	conflicts chan string // capacity 1
 
-	mute         [numRefusals]limiter // Run's goroutine only, as the next seven
+	mute         [numRefusals]limiter // Run's goroutine only, as the next eight
 	muteSend     limiter
 	muteInterval limiter
 	muteAddress  limiter
 	muteChecksum limiter
 	muteContend  limiter
 	muteBarred   limiter
-	move         chan error // who waits for the take-over under way; nil: nobody
+	move         chan error // who waits for what comes of a planned move; nil: nobody
+	takeover     bool       // move is a Takeover
 
 	inputs inputs
 
@@ -243,6 +244,9 @@ func (r *Router) perform(a action) []event {
 	case actBarred:
 		r.barred(a)
 	case actOutcome:
+		if a.reason == "" && r.takeover && r.machine.state != Active {
+			a.reason = "the role was left again at once" // no lease, say
+		}
 		r.settle(a.reason)
 	}
 	return nil

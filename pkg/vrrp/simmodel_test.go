@@ -29,30 +29,6 @@ type simNet struct {
 	second     bool                 // there is another path, by which a node knows who holds a lease
 }
 
-type simEvent struct {
-	at  time.Duration
-	seq int
-	run func()
-}
-
-type simQueue []simEvent
-
-func (q simQueue) Len() int { return len(q) }
-func (q simQueue) Less(i, j int) bool {
-	if q[i].at != q[j].at {
-		return q[i].at < q[j].at
-	}
-	return q[i].seq < q[j].seq
-}
-func (q simQueue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
-func (q *simQueue) Push(x any)   { *q = append(*q, x.(simEvent)) }
-func (q *simQueue) Pop() any {
-	old := *q
-	e := old[len(old)-1]
-	*q = old[:len(old)-1]
-	return e
-}
-
 type sim struct {
 	seed    uint64
 	rng     *rand.Rand
@@ -214,7 +190,7 @@ func (n *simNode) kill() {
 // counts lost advertisements as silence can promise anything about a short
 // deafness right before the other node dies.)
 func (n *simNode) freeze(d time.Duration, deaf bool) {
-	deaf = deaf && d > 600*time.Millisecond
+	deaf = deaf && d > 650*time.Millisecond
 	if n.sim.now >= n.wakes {
 		n.wakes, n.deaf = 0, false
 	}

@@ -94,6 +94,7 @@ func (m *machine) track(e event, now time.Duration) {
 		m.failed = false
 		m.become(Backup, "the fault is over")
 		m.learned = m.interval
+		m.absent(now) // nobody was listened to meanwhile
 		m.listen(now, "no active router heard since the fault was over")
 	}
 }
