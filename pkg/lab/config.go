@@ -2,13 +2,20 @@ package lab
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"text/template"
 	"time"
+
+	"github.com/pgsteer/pgsteer/pkg/flowsync"
 )
+
+// syncPort is where the balancers tell each other of connections.
+const syncPort = 5480
 
 // BalancerOptions are the settings of pgsteerd that a lab can change. Zero
 // values mean the classic figures.
@@ -31,6 +38,7 @@ type BalancerOptions struct {
 	Rise           int           `json:"rise"`            // default 2
 	AdvertInterval time.Duration `json:"advert_interval"` // default 100 ms
 	Preempt        bool          `json:"preempt"`         // default false
+	NoSync         bool          `json:"no_sync"`         // connections end when the addresses move; default false
 	LogLevel       string        `json:"log_level"`       // default info
 }
 
@@ -126,6 +134,9 @@ virtual_routers:
     source: "{{.Source}}"
     peers: ["{{.Peer}}"]
 {{- end}}
+{{- if not .NoSync}}
+sync: {listen: "{{.SyncListen}}", peer: "{{.SyncPeer}}", key_file: "{{.SyncKey}}"}
+{{- end}}
 stats: {listen: ":{{.StatsPort}}"}
 admin: {socket: "{{.AdminSocket}}", state_file: "{{.OrdersFile}}"}
 log: {level: {{.LogLevel}}, format: text}
@@ -134,7 +145,8 @@ log: {level: {{.LogLevel}}, format: text}
 type balancerValues struct {
 	BalancerOptions
 	Node, Interface, PinPath, CheckUser, Database string
-	AdminSocket, OrdersFile                       string
+	AdminSocket, OrdersFile, SyncKey              string
+	SyncListen, SyncPeer                          netip.AddrPort
 	Fronts                                        []frontValues
 	StatsPort                                     int
 	Priority                                      uint8
@@ -210,6 +222,9 @@ func poolerAddrs(o Options) string {
 
 // writeConfigs writes every file that the daemons read.
 func (l *Lab) writeConfigs(st *state) error {
+	if err := l.writeSyncKey(); err != nil {
+		return err
+	}
 	for _, name := range Balancers() {
 		h := mustHost(name)
 		v := balancerValues{
@@ -217,6 +232,8 @@ func (l *Lab) writeConfigs(st *state) error {
 			Node:            name, Interface: hostLink, PinPath: l.PinPath(name),
 			AdminSocket: l.AdminSocket(name), OrdersFile: filepath.Join(l.data, name+"-orders.json"),
 			CheckUser: checkUser, Database: Database, StatsPort: StatsPort, Priority: h.priority,
+			SyncListen: netip.AddrPortFrom(h.addr, syncPort), SyncPeer: netip.AddrPortFrom(peerOf(h).addr, syncPort),
+			SyncKey: l.confFile("sync.key"),
 		}
 		for _, f := range fronts() {
 			fv := frontValues{
@@ -244,6 +261,23 @@ func (l *Lab) writeConfigs(st *state) error {
 		}
 	}
 	return l.writeUserlist(st)
+}
+
+// writeSyncKey makes what the balancers know each other by, once: those that run
+// go on with it.
+func (l *Lab) writeSyncKey() error {
+	path := l.confFile("sync.key")
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	key, err := flowsync.GenerateKey()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, key, 0o600); err != nil {
+		return fmt.Errorf("writing the balancers' key: %w", err)
+	}
+	return nil
 }
 
 // writeUserlist writes the poolers' accounts. The passwords are in clear text
