@@ -40,9 +40,12 @@ static __noinline void tell(const struct flow_key *key,
 	e->forward = *forward;
 	e->reverse_ack = reverse_ack;
 	e->at = bpf_jiffies64();
-	/* Its memory may be another's by now, see flow_take(). */
+	/*
+	 * Its memory may be another's by now, see flow_take(). The copy in the
+	 * ring is no key to kernels before 6.2 or so.
+	 */
 	if (!gone && (e->forward.flags & FLOW_TAKEN ||
-		      bpf_map_lookup_elem(&flows, &e->key) != forward)) {
+		      bpf_map_lookup_elem(&flows, key) != forward)) {
 		bpf_ringbuf_discard(e, 0);
 		return;
 	}

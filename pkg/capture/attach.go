@@ -36,7 +36,12 @@ type target struct {
 	program ebpf.ProgramID
 }
 
-// findTarget finds the running programs through the pins.
+// is reports whether two targets are one: a name depends on who asks.
+func (t target) is(other target) bool {
+	return t.ifindex == other.ifindex && t.program == other.program
+}
+
+// findTarget finds the running program through the pins.
 func findTarget(pinPath string) (target, error) {
 	l, err := link.LoadPinnedLink(filepath.Join(pinPath, linkPin), nil)
 	if errors.Is(err, os.ErrNotExist) {

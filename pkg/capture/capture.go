@@ -265,7 +265,7 @@ func (r *reading) drain() error {
 // verdicts may have had other numbers.
 func (r *reading) follow() error {
 	target, err := findTarget(r.cfg.PinPath)
-	if err != nil || target == r.attached.target {
+	if err != nil || target.is(r.attached.target) {
 		return err
 	}
 	if err := r.detach(); err != nil {

@@ -17,8 +17,9 @@ import (
 // childPins has the pin path in the environment of TestKilled's child.
 const childPins = "PGSTEER_CAPTURE_TEST_PINS"
 
-// tracing is how many programs of a capture are on a program that calls none.
-const tracing = 3
+// tracing is how many programs of a capture are on a program: its entry and its
+// exit.
+const tracing = 2
 
 // A capture that is killed leaves nothing on the program.
 func TestKilled(t *testing.T) {
