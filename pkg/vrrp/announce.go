@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -92,7 +93,9 @@ func spokenAs(addresses []netip.Prefix) ([]bpf.RawInstruction, error) {
 
 // conflicts calls tell for each ARP packet in which another host speaks as one
 // of the addresses, until ctx is cancelled. own returns our hardware address.
-func (a *announcer) conflicts(ctx context.Context, own func() (net.HardwareAddr, error), tell func(what string)) error {
+func (a *announcer) conflicts(
+	ctx context.Context, own func() (net.HardwareAddr, error), tell func(what string),
+) error {
 	stop := context.AfterFunc(ctx, func() {
 		// The only possible error is a closed socket, which ends the read too.
 		_ = a.client.SetReadDeadline(time.Unix(1, 0))
@@ -103,6 +106,9 @@ func (a *announcer) conflicts(ctx context.Context, own func() (net.HardwareAddr,
 		p, _, err := a.client.Read()
 		if ctx.Err() != nil {
 			return nil
+		}
+		if errors.Is(err, unix.ENETDOWN) {
+			continue // told once each time that the interface goes down
 		}
 		if err != nil {
 			return fmt.Errorf("listening to ARP: %w", err)

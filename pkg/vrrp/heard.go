@@ -121,6 +121,7 @@ func (m *machine) heardAsClaimant(e event, now time.Duration) {
 
 func (m *machine) heardAsActive(e event, now time.Duration) {
 	m.note(e, now)
+	reason := fmt.Sprintf("%v advertises priority %d", e.from, e.advert.Priority)
 	switch {
 	case e.advert.Priority == priorityResign:
 		m.assert(now)
@@ -128,16 +129,16 @@ func (m *machine) heardAsActive(e event, now time.Duration) {
 		// may have learned its hardware address.
 		m.do(action{kind: actAnnounce})
 	case m.better(e):
+		if !m.plannable(e) {
+			m.do(action{kind: actContention, rival: e.from, reason: reason})
+		}
 		// RFC 9568 leaves without a word. Priority 0 tells the better router
 		// that our lease is over, so that it need not wait for its end.
-		if !m.plannable(e) {
-			m.do(action{kind: actContention, rival: e.from, reason: fmt.Sprintf("it advertises priority %d", e.advert.Priority)})
-		}
 		m.resign()
-		m.become(Backup, fmt.Sprintf("%v advertises priority %d", e.from, e.advert.Priority))
+		m.become(Backup, reason)
 		m.follow(e, now)
 	default:
-		m.do(action{kind: actContention, rival: e.from, wins: true, reason: fmt.Sprintf("it advertises priority %d", e.advert.Priority)})
+		m.do(action{kind: actContention, rival: e.from, wins: true, reason: reason})
 		m.assert(now) // section 6.4.3
 		// Clients may have learned the other's hardware address.
 		m.do(action{kind: actAnnounce})

@@ -156,6 +156,8 @@ func keepalivedTurns(t *testing.T, hosts []*host, change func(*Config)) {
 	}
 	must(t, "terminating keepalived", theirs.Process.Signal(syscall.SIGTERM))
 	eventually(t, resigned, "the client reaches ours", func() bool { return client.neighbour() == h1.mac() })
+	// The owner can be faster than what tells of the change.
+	eventually(t, time.Second, "ours says that it is active", func() bool { return ours.Snapshot().State == Active })
 	if reason := ours.Snapshot().Reason; !strings.Contains(reason, "resigned") {
 		t.Errorf("took over because %q, not because keepalived resigned", reason)
 	}

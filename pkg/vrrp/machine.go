@@ -325,6 +325,7 @@ func (m *machine) reportSent(e event, now time.Duration) {
 	case m.claiming:
 		// Nobody hears us, so there is nothing to win by being active; or we
 		// froze on the way, and do not know what we missed.
+		m.absent(now)
 		m.listen(now, m.cause)
 	}
 }

@@ -135,6 +135,13 @@ func TestNetnsARPConflict(t *testing.T) {
 	if mac := rogue.mac(); !strings.Contains(log.String(), mac+" answers ARP for 192.168.1.100") {
 		t.Errorf("the log does not name %s:\n%s", mac, &log)
 	}
+	// And again after the interface was down, which the socket reports.
+	must(t, "lowering eth0", h.nl.LinkSetDown(h.eth0))
+	eventually(t, time.Second, "the node steps down", func() bool { return r.Snapshot().State != Active })
+	must(t, "raising eth0", h.nl.LinkSetUp(h.eth0))
+	eventually(t, 3*time.Second, "it is active again", func() bool { return r.Snapshot().State == Active && h.hasVIP() })
+	say(rogue.eth0.Attrs().HardwareAddr, vip)
+	eventually(t, time.Second, "it is noticed again", func() bool { return r.Snapshot().Contentions == 2 })
 }
 
 // TestNetnsAdvisesARP opens a router on a host with a second interface.

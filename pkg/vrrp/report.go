@@ -42,7 +42,9 @@ func (r *Router) transition(a action) {
 	if peer.Address.IsValid() {
 		peer.Ago = max(0, now-r.seen)
 	}
-	r.history = append(r.history, Change{At: t.At, From: t.From, To: t.To, Reason: t.Reason, Priority: t.Priority, Peer: peer})
+	r.history = append(r.history, Change{
+		At: t.At, From: t.From, To: t.To, Reason: t.Reason, Priority: t.Priority, Peer: peer,
+	})
 	r.mu.Unlock()
 	r.log.Info("virtual router changed state", "from", t.From, "to", t.To, "reason", t.Reason)
 	if r.config.OnTransition != nil {
