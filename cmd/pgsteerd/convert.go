@@ -137,6 +137,7 @@ func (d *balancerDaemon) routerConfig(r config.VirtualRouter, f *fence) (vrrp.Co
 		Checksum: map[string]vrrp.ChecksumForm{
 			"auto": vrrp.ChecksumAuto, "message": vrrp.ChecksumMessage, "pseudo_header": vrrp.ChecksumPseudo,
 		}[r.Checksum],
+		Lone:         r.Lone,
 		Auth:         vrrp.Secret(r.Password),
 		Log:          d.log,
 		Fence:        f,

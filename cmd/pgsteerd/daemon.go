@@ -228,6 +228,7 @@ func (d *balancerDaemon) run(ctx context.Context) error {
 		{"the stats server", d.stats.Run},
 		{"the supervisor", d.supervisor.run},
 		{"the interface watch", d.device.run},
+		{"the tracker", d.newTracker().run},
 		{"the signal handler", d.ignoreHangup},
 	}
 	if d.admin != nil {

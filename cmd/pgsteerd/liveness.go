@@ -31,7 +31,10 @@ type liveness struct {
 
 // alive reports whether the router has done something recently enough.
 func (l *liveness) alive(s vrrp.Snapshot, now time.Time) bool {
-	progress := s.Sent + s.SendErrors + s.Received + s.Transitions
+	if s.Fault != "" {
+		l.since = now // it stays out by its own account, and says nothing
+	}
+	progress := s.Sent + s.SendErrors + s.Received + s.Transitions + s.Barred
 	if progress != l.progress || l.since.IsZero() {
 		l.progress, l.since = progress, now
 	}
@@ -101,7 +104,7 @@ func (s *supervisor) look(now time.Time) {
 	ready := true
 	for i, router := range s.routers {
 		snapshot := router()
-		ready = ready && snapshot.State != vrrp.Init
+		ready = ready && (snapshot.State != vrrp.Init || snapshot.Fault != "")
 		if !s.alive[i].alive(snapshot, now) {
 			stuck = append(stuck, snapshot.Name)
 		}

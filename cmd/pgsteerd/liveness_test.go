@@ -32,6 +32,8 @@ func TestLiveness(t *testing.T) {
 		{"sent", with(func(s *vrrp.Snapshot) { s.Sent++ }), limit + 1, true},
 		{"tried to send", with(func(s *vrrp.Snapshot) { s.SendErrors++ }), limit + 1, true},
 		{"received", with(func(s *vrrp.Snapshot) { s.Received++ }), limit + 1, true},
+		{"kept from speaking up", with(func(s *vrrp.Snapshot) { s.Barred++ }), limit + 1, true},
+		{"at fault", with(func(s *vrrp.Snapshot) { s.Fault = "no link" }), limit + 1, true},
 		{"changed", with(func(s *vrrp.Snapshot) { s.Transitions++ }), limit + 1, true},
 		{"follows a slow node", with(func(s *vrrp.Snapshot) { s.Peer.AdvertInterval = time.Second }), 4*time.Second + silentMargin, true},
 		{"follows a slow node that is gone", with(func(s *vrrp.Snapshot) { s.Peer.AdvertInterval = time.Second }), 4*time.Second + silentMargin + 1, false},

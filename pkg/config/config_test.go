@@ -130,7 +130,7 @@ func TestMinimal(t *testing.T) {
 			Backends: []Backend{{Name: "pooler1", Addr: vip("192.168.1.5:6432"), Weight: 1}},
 		}},
 		VirtualRouters: []VirtualRouter{{
-			Name: "main", VRID: 51, Priority: 100, AdvertInterval: 100 * time.Millisecond,
+			Name: "main", VRID: 51, Priority: 100, Version: 3, Checksum: "auto", AdvertInterval: 100 * time.Millisecond,
 			Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.1.100/32")},
 			Source:    netip.MustParseAddr("192.168.1.10"),
 		}},

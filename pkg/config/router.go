@@ -46,6 +46,9 @@ type VirtualRouter struct {
 	// and taken from no one else. Without peers, adverts are multicast to
 	// 224.0.0.18 or ff02::12. Key: peers. Default: none.
 	Peers []netip.Addr
+	// Lone says that there is no other node: the addresses are served whatever
+	// becomes of the daemon, and there are no peers. Key: lone. Default: false.
+	Lone bool
 	// Checksum, for version 3 and IPv4, is how the checksum of adverts is
 	// computed: "message", as RFC 9568 has it; "pseudo_header", as RFC 5798 was
 	// widely read, which is keepalived's default; "auto", as the peer does. All
@@ -76,7 +79,7 @@ type HMAC struct {
 
 // parseRouter reads one virtual router.
 func parseRouter(n node) VirtualRouter {
-	s := n.section("name", "vrid", "priority", "version", "advert_interval", "preempt", "preempt_delay", "addresses", "source", "peers",
+	s := n.section("name", "vrid", "priority", "version", "advert_interval", "preempt", "preempt_delay", "addresses", "source", "peers", "lone",
 		"checksum", "password", "hmac")
 	r := VirtualRouter{
 		Name:         need(s, "name", name),
@@ -86,6 +89,7 @@ func parseRouter(n node) VirtualRouter {
 		Preempt:      get(s, "preempt", false, boolean),
 		PreemptDelay: get(s, "preempt_delay", 0, duration(0, time.Hour)),
 		Source:       need(s, "source", addr),
+		Lone:         get(s, "lone", false, boolean),
 		Checksum:     get(s, "checksum", "auto", oneOf("auto", "message", "pseudo_header")),
 		HMAC:         parseHMAC(s),
 	}
@@ -103,6 +107,9 @@ func parseRouter(n node) VirtualRouter {
 	}
 	for _, n := range s.list("peers", 0, maxPeers) {
 		r.Peers = append(r.Peers, scalar[netip.Addr](n, addr))
+	}
+	if r.Lone && len(r.Peers) > 0 {
+		s.at("lone").fail("there are peers")
 	}
 	if r.Version == 3 && s.has("password") {
 		s.at("password").fail("is of version 2 only; version 3 has hmac")

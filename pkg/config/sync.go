@@ -41,6 +41,11 @@ func (v *validator) checkSync(vips first[netip.Addr]) {
 		return
 	}
 	s := v.root.sub("sync", "listen", "peer", "key_file", "heartbeat")
+	for i, r := range v.c.VirtualRouters {
+		if r.Lone {
+			v.routers[i].child("lone").fail("there is another node (sync)")
+		}
+	}
 	if c.Listen == c.Peer {
 		s.at("peer").fail("%s is this node's own address (sync.listen)", c.Peer)
 	}

@@ -225,3 +225,16 @@ func AttachPass(ifindex int) error {
 	}
 	return nil
 }
+
+// Fitness says whether the interface has carrier and is up, and whether our
+// program is on it: without either, packets for the virtual addresses do not
+// come to the program. It is one question to the kernel.
+func (b *Balancer) Fitness() (carrier, attached bool, err error) {
+	iface, err := b.nl.LinkByIndex(b.iface.Attrs().Index)
+	if err != nil {
+		return false, false, fmt.Errorf("looking at %s: %w", b.cfg.Interface, err)
+	}
+	const up = unix.IFF_UP | unix.IFF_LOWER_UP
+	a := iface.Attrs()
+	return a.RawFlags&up == up, a.Xdp != nil && a.Xdp.Attached, nil
+}
