@@ -19,8 +19,8 @@
 /* Of the hash; made up when the program is loaded. */
 const volatile __u32 seed = 0;
 
-__noinline int bucket_take(struct bucket *bucket, __u64 now, __u32 rate,
-			   __u32 burst)
+static __always_inline int bucket_take(struct bucket *bucket, __u64 now,
+				       __u32 rate, __u32 burst)
 {
 	__u64 last, elapsed, earned;
 
