@@ -144,12 +144,16 @@ static __always_inline struct handshake *handshake_at(__u32 ticket)
 	return bpf_map_lookup_elem(&handshakes, &place);
 }
 
-/* The handshake of a half-open flow; NULL when it has lost its place. */
+/*
+ * The handshake of a half-open flow; NULL when it has lost its place, or had it
+ * on the other node.
+ */
 static __always_inline struct handshake *handshake_of(const struct flow *forward)
 {
 	struct handshake *syn = handshake_at(forward->ticket);
 
-	return syn && syn->ticket == forward->ticket ? syn : NULL;
+	return syn && syn->ticket && syn->ticket == forward->ticket ? syn :
+								      NULL;
 }
 
 /* It is no longer half-open: whoever gets its place need not look for it. */
