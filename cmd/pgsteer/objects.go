@@ -37,6 +37,7 @@ func objects() []object {
 		{name: "counter", about: "what became of each packet that the XDP program saw", commands: counterCommands()},
 		{name: "audit", about: "a recount of the flow table against the active counts", commands: auditCommands()},
 		{name: "capture", about: "packets before and after the XDP program's rewriting", commands: captureCommands(), ownOptions: true},
+		{name: "keygen", about: "a new key for the replication between the two nodes", commands: keygenCommands()},
 	}
 }
 
