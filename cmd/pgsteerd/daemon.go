@@ -319,6 +319,10 @@ func (d *balancerDaemon) snapshot() stats.Snapshot {
 	for _, r := range d.routers {
 		s.Routers = append(s.Routers, r.Snapshot())
 	}
+	if d.sync != nil {
+		status := d.sync.link.Status()
+		s.Sync = &status
+	}
 	s.Now = time.Now()
 	return s
 }
