@@ -33,10 +33,12 @@ func objects() []object {
 		{name: "service", about: "balanced addresses, each with the sum over its backends", commands: []command{showing("one line for each service", showServices)}},
 		{name: "backend", about: "poolers behind the services, with their connections", commands: backendCommands()},
 		{name: "flow", about: "TCP connections in the flow table", commands: flowCommands()},
-		{name: "vip", about: "virtual addresses and this node's right to answer for them", commands: []command{showing("one line for each address", showVIPs)}},
+		{name: "vip", about: "virtual addresses and this node's right to answer for them", commands: vipCommands()},
+		{name: "sync", about: "the replication of connections between the two nodes", commands: syncCommands()},
 		{name: "counter", about: "what became of each packet that the XDP program saw", commands: counterCommands()},
 		{name: "audit", about: "a recount of the flow table against the active counts", commands: auditCommands()},
 		{name: "capture", about: "packets before and after the XDP program's rewriting", commands: captureCommands(), ownOptions: true},
+		{name: "keygen", about: "a new key for the replication between the two nodes", commands: keygenCommands()},
 	}
 }
 

@@ -126,7 +126,9 @@ func (d *balancerDaemon) openController() error {
 	if err := d.controller.SetServices(services(d.cfg)); err != nil {
 		return err
 	}
-	d.admin, err = admin.Open(admin.Config{Socket: d.cfg.Admin.Socket, Controller: d.controller, Log: d.log})
+	d.admin, err = admin.Open(admin.Config{
+		Socket: d.cfg.Admin.Socket, Controller: d.controller, Routers: d.movable, Replication: d.link, Log: d.log,
+	})
 	if errors.Is(err, admin.ErrInUse) {
 		// The locks have shown that it is not one that serves this interface's
 		// tables. It is better to balance without orders than not at all.
@@ -138,6 +140,24 @@ func (d *balancerDaemon) openController() error {
 	}
 	d.closers = append(d.closers, d.admin)
 	return nil
+}
+
+// movable returns the virtual routers for the admin socket. Like link it is
+// called only while the daemon runs, when all of them are open.
+func (d *balancerDaemon) movable() []admin.Router {
+	var all []admin.Router
+	for _, r := range d.routers {
+		all = append(all, r)
+	}
+	return all
+}
+
+// link returns the link to the other node, nil if there is none.
+func (d *balancerDaemon) link() admin.Replication {
+	if d.sync == nil {
+		return nil // not a nil *flowsync.Link, which would be a link
+	}
+	return d.sync.link
 }
 
 // loadOrders reads what operators have said. A file that makes no sense is set
@@ -299,6 +319,10 @@ func (d *balancerDaemon) snapshot() stats.Snapshot {
 	s.Datapath, s.DatapathErr = d.balancer.Stats()
 	for _, r := range d.routers {
 		s.Routers = append(s.Routers, r.Snapshot())
+	}
+	if d.sync != nil {
+		status := d.sync.link.Status()
+		s.Sync = &status
 	}
 	s.Now = time.Now()
 	return s

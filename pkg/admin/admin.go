@@ -7,10 +7,14 @@
 //
 //	GET   /v1/backends                                  []lb.BackendStatus
 //	PATCH /v1/services/{service}/backends/{backend}     BackendChange → lb.BackendStatus
+//	GET   /v1/routers                                   []vrrp.Snapshot
+//	POST  /v1/routers/{name}/resign                     Move, or no body → vrrp.Snapshot
+//	POST  /v1/routers/{name}/takeover                   Move, or no body → vrrp.Snapshot
+//	GET   /v1/sync                                      flowsync.Status
 //
 // An answer other than 200 has the body {"error": "a sentence"}: 400 for what
 // makes no sense, 404 for what is not there, 409 for what the present state
-// forbids, 500 for what failed.
+// forbids, 500 for what failed, 504 for a move that did not come about in time.
 package admin
 
 import (

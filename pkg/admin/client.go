@@ -11,10 +11,13 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pgsteer/pgsteer/pkg/flowsync"
 	"github.com/pgsteer/pgsteer/pkg/lb"
+	"github.com/pgsteer/pgsteer/pkg/vrrp"
 )
 
 // ErrNotRunning means that nobody listens on the socket.
@@ -26,7 +29,7 @@ const maxAnswer = 64 << 20
 
 // Error is a refusal by the daemon.
 type Error struct {
-	Status  int    // of HTTP: 400, 404, 409 or 500, as the package says
+	Status  int    // of HTTP: 400, 404, 409, 500 or 504, as the package says
 	Message string // a sentence
 }
 
@@ -62,6 +65,60 @@ func (c *Client) ChangeBackend(ctx context.Context, service, backend string, cha
 	var status lb.BackendStatus
 	path := "/v1/services/" + url.PathEscape(service) + "/backends/" + url.PathEscape(backend)
 	return status, c.do(ctx, http.MethodPatch, path, change, &status)
+}
+
+// RouterStatus is a vrrp.Snapshot as the client reads it. The fields here stand
+// in for those of the snapshot that are only written as text.
+type RouterStatus struct {
+	vrrp.Snapshot
+	State   string         `json:"state"` // init, backup or active
+	Peer    PeerStatus     `json:"peer"`
+	History []RouterChange `json:"history"` // the oldest first
+}
+
+// PeerStatus is a vrrp.Peer as the client reads it.
+type PeerStatus struct {
+	vrrp.Peer
+	Checksum string `json:"checksum"`
+}
+
+// RouterChange is a vrrp.Change as the client reads it.
+type RouterChange struct {
+	At       time.Time  `json:"at"`
+	From     string     `json:"from"`
+	To       string     `json:"to"`
+	Reason   string     `json:"reason"`
+	Priority uint8      `json:"priority"` // of the node that was asked, then
+	Peer     PeerStatus `json:"peer"`     // who had been heard last then
+}
+
+// Routers returns the virtual routers, in the order of configuration.
+func (c *Client) Routers(ctx context.Context) ([]RouterStatus, error) {
+	var all []RouterStatus
+	return all, c.do(ctx, http.MethodGet, "/v1/routers", nil, &all)
+}
+
+// Resign gives the addresses of a virtual router up, and returns what has become
+// of it. The daemon takes MoveTimeout at most.
+func (c *Client) Resign(ctx context.Context, router string, m Move) (RouterStatus, error) {
+	return c.move(ctx, router, "resign", m)
+}
+
+// Takeover is the opposite of Resign.
+func (c *Client) Takeover(ctx context.Context, router string, m Move) (RouterStatus, error) {
+	return c.move(ctx, router, "takeover", m)
+}
+
+func (c *Client) move(ctx context.Context, router, order string, m Move) (RouterStatus, error) {
+	var status RouterStatus
+	return status, c.do(ctx, http.MethodPost, "/v1/routers/"+url.PathEscape(router)+"/"+order, m, &status)
+}
+
+// Sync returns the state of the replication. It is an *Error with status 404
+// when there is none.
+func (c *Client) Sync(ctx context.Context) (flowsync.Status, error) {
+	var status flowsync.Status
+	return status, c.do(ctx, http.MethodGet, "/v1/sync", nil, &status)
 }
 
 // do sends request as JSON, unless it is nil, and reads the answer into v.

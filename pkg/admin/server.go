@@ -35,19 +35,26 @@ const (
 	shutdownTime = time.Second
 )
 
-// Config says where to listen and what to steer. All fields are required.
+// Config says where to listen and what to steer.
 type Config struct {
 	Socket     string // absolute path; its directory is made if it is missing
 	Controller *lb.Controller
-	Log        *slog.Logger
+	// Routers returns the virtual routers, in the order of configuration, and
+	// Replication the link to the other node. Both are called only while the
+	// server runs, from several goroutines. Nil is none.
+	Routers     func() []Router
+	Replication func() Replication
+	Log         *slog.Logger
 }
 
 // Server takes orders.
 type Server struct {
-	controller *lb.Controller
-	log        *slog.Logger
-	socket     *socket
-	http       *http.Server
+	controller  *lb.Controller
+	routers     func() []Router
+	replication func() Replication
+	log         *slog.Logger
+	socket      *socket
+	http        *http.Server
 }
 
 // Open listens. It takes a socket over that nobody listens on; the error
@@ -57,10 +64,20 @@ func Open(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{controller: cfg.Controller, log: cfg.Log, socket: l}
+	s := &Server{controller: cfg.Controller, routers: cfg.Routers, replication: cfg.Replication, log: cfg.Log, socket: l}
+	if s.routers == nil {
+		s.routers = func() []Router { return nil }
+	}
+	if s.replication == nil {
+		s.replication = func() Replication { return nil }
+	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/backends", s.backends)
 	mux.HandleFunc("PATCH /v1/services/{service}/backends/{backend}", s.changeBackend)
+	mux.HandleFunc("GET /v1/routers", s.listRouters)
+	mux.HandleFunc("POST /v1/routers/{name}/resign", s.resign)
+	mux.HandleFunc("POST /v1/routers/{name}/takeover", s.takeover)
+	mux.HandleFunc("GET /v1/sync", s.syncStatus)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, http.StatusNotFound, fmt.Errorf("there is no %s %s", r.Method, r.URL.Path))
 	})
@@ -141,6 +158,8 @@ func (s *Server) changeBackend(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+var errNoBody = errors.New("the request has no body")
+
 // decode reads a body that is one JSON value of v's kind and nothing else.
 func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
@@ -154,7 +173,7 @@ func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); errors.Is(err, io.EOF) {
-		return errors.New("the request has no body")
+		return errNoBody
 	} else if err != nil {
 		return fmt.Errorf("the request makes no sense: %w", err)
 	}

@@ -60,6 +60,12 @@ func TestFullCopy(t *testing.T) {
 	if sa.PeerNode != "lb2" || sb.PeerNode != "lb1" || !sa.Dials || sb.Dials || sa.Version != maxVersion || len(sa.Differences) > 0 {
 		t.Errorf("status: %+v and %+v", sa, sb)
 	}
+	if p := sa.PeerState; p == nil || p.Node != "lb2" || !p.Synced {
+		t.Errorf("the peer's state: %+v", p)
+	}
+	if got := sb.Received.Kinds(); len(got) != 9 || got[1] != (Kind{"closed", 1000}) || sa.Sent.Kinds()[1] != got[1] {
+		t.Errorf("kinds: %v", got)
+	}
 	if _, err := json.Marshal(sa); err != nil {
 		t.Error(err)
 	}

@@ -37,12 +37,20 @@ type Status struct {
 	// Differences says, a sentence each, where the peer's configuration of
 	// services and backends is not ours.
 	Differences []string `json:"differences"`
+	// PeerState is what the peer said of itself last, Heard ago; nil: nothing.
+	PeerState *State `json:"peer_state"`
 }
 
 // Count is how often something happened for one reason.
 type Count struct {
 	Reason string `json:"reason"`
 	Count  uint64 `json:"count"`
+}
+
+// Kind is how many records there were of one kind.
+type Kind struct {
+	Name  string
+	Count uint64
 }
 
 // SentCounts is about flows of this node.
@@ -72,6 +80,21 @@ type ReceivedCounts struct {
 	Gaps     uint64 `json:"gaps"`     // times that the peer had lost changes
 	Failures uint64 `json:"failures"` // errors of the table
 	Bytes    uint64 `json:"bytes"`
+}
+
+// Kinds returns the counts of records by the words of metrics: stable, in the
+// order of the fields.
+func (c SentCounts) Kinds() []Kind {
+	return []Kind{{"changes", c.Changes}, {"closed", c.Closed}, {"copied", c.Copied}, {"unfit", c.Unfit}}
+}
+
+// Kinds returns the counts of records by the words of metrics: stable, in the
+// order of the fields.
+func (c ReceivedCounts) Kinds() []Kind {
+	return []Kind{
+		{"changes", c.Changes}, {"closed", c.Closed}, {"copied", c.Copied}, {"outdated", c.Outdated}, {"stored", c.Stored},
+		{"removed", c.Removed}, {"swept", c.Swept}, {"unknown", c.Unknown}, {"refused", c.Refused},
+	}
 }
 
 // tally is what a link keeps for Status beside its machines.
@@ -131,7 +154,8 @@ func (l *Link) Status() Status {
 		LastError: t.lastError, Differences: append([]string{}, t.differences...),
 	}
 	if l.hasPeer {
-		out.Heard = max(0, now-l.heard)
+		said := l.peer // replaced as a whole, never changed
+		out.Heard, out.PeerState = max(0, now-l.heard), &said
 	}
 	switch {
 	case t.synced:

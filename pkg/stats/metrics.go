@@ -82,7 +82,12 @@ var (
 	vipLease        = gauge("pgsteer_vip_lease_seconds", "Time for which this node may still answer for the address without renewal; 0 means that it is silent.", "router", "address")
 	vrrpState       = gauge("pgsteer_vrrp_state", "1 for the state that the virtual router is in on this node.", "router", "state")
 	vrrpChanged     = gauge("pgsteer_vrrp_state_change_timestamp_seconds", "When the virtual router entered its state.", "router")
-	vrrpPriority    = gauge("pgsteer_vrrp_priority", "This node's priority.", "router")
+	vrrpPriority    = gauge("pgsteer_vrrp_priority", "This node's priority, as configured.", "router")
+	vrrpEffective   = gauge("pgsteer_vrrp_effective_priority", "Priority that this node would advertise now: 254 when told to take over, 1 as long as it stands back.", "router")
+	vrrpSynced      = gauge("pgsteer_vrrp_synced", "1 if this node has a copy of what the active one knows, or needs none.", "router")
+	vrrpGated       = gauge("pgsteer_vrrp_gated", "1 if this node stands back behind any other: it was told to resign, or is not synced.", "router")
+	vrrpFault       = gauge("pgsteer_vrrp_fault", "1 if this node stays out of the election.", "router")
+	vrrpCutOff      = gauge("pgsteer_vrrp_cut_off", "1 if this node must not become active, because nothing outside gives a sign.", "router")
 	vrrpInterval    = gauge("pgsteer_vrrp_advert_interval_seconds", "This node's time between two adverts.", "router")
 	vrrpPeerAge     = gauge("pgsteer_vrrp_peer_last_advert_age_seconds", "Time since the last valid advert of another node; absent before the first.", "router")
 	vrrpPeerPrio    = gauge("pgsteer_vrrp_peer_priority", "Priority in the last valid advert of another node, 0 if it resigned; absent before the first.", "router")
@@ -91,6 +96,8 @@ var (
 	vrrpReceived    = counter("pgsteer_vrrp_adverts_received_total", "Valid adverts received.", "router")
 	vrrpRefused     = counter("pgsteer_vrrp_adverts_refused_total", "Received packets that were not accepted as adverts, by reason.", "router", "reason")
 	vrrpMismatches  = counter("pgsteer_vrrp_advert_mismatches_total", "Accepted adverts that say that a peer is configured otherwise, by what.", "router", "what")
+	vrrpContentions = counter("pgsteer_vrrp_contentions_total", "Times that another node was seen to be active beside this one.", "router")
+	vrrpBarred      = counter("pgsteer_vrrp_barred_total", "Times that this node did not become active though it heard nobody, once per interval.", "router")
 	vrrpTransitions = counter("pgsteer_vrrp_transitions_total", "Changes of state.", "router")
 	vrrpActive      = counter("pgsteer_vrrp_became_active_total", "Times that this node took the addresses.", "router")
 	vrrpGARP        = counter("pgsteer_vrrp_garp_sent_total", "Gratuitous ARP frames sent.", "router")
@@ -136,6 +143,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	e.backends(&s)
 	e.checks(&s)
 	e.routers(&s)
+	e.sync(s.Sync)
 }
 
 // An emitter sends one value of a family.
@@ -229,6 +237,11 @@ func (e emitter) routers(s *Snapshot) {
 		}
 		e(vrrpChanged, timestamp(r.Since), r.Name)
 		e(vrrpPriority, float64(r.Priority), r.Name)
+		e(vrrpEffective, float64(r.EffectivePriority), r.Name)
+		e(vrrpSynced, oneIf(r.Synced), r.Name)
+		e(vrrpGated, oneIf(r.Gate != ""), r.Name)
+		e(vrrpFault, oneIf(r.Fault != ""), r.Name)
+		e(vrrpCutOff, oneIf(r.CutOff), r.Name)
 		e(vrrpInterval, r.AdvertInterval.Seconds(), r.Name)
 		if r.Peer.Address.IsValid() {
 			e(vrrpPeerAge, r.Peer.Ago.Seconds(), r.Name)
@@ -242,6 +255,8 @@ func (e emitter) routers(s *Snapshot) {
 		}
 		e(vrrpMismatches, float64(r.IntervalMismatches), r.Name, "interval")
 		e(vrrpMismatches, float64(r.AddressMismatches), r.Name, "addresses")
+		e(vrrpContentions, float64(r.Contentions), r.Name)
+		e(vrrpBarred, float64(r.Barred), r.Name)
 		e(vrrpTransitions, float64(r.Transitions), r.Name)
 		e(vrrpActive, float64(r.BecameActive), r.Name)
 		e(vrrpGARP, float64(r.GratuitousARP), r.Name)

@@ -30,8 +30,10 @@ type page struct {
 	Troubles      []string
 	Process       []fact
 	Routers       []routerRow
+	Moves         []moveRow
+	Sync          *syncPart
 	Services      []serviceTable
-	Verdicts      []verdictTable
+	Verdicts      []countTable
 }
 
 // A fact is one named value.
@@ -66,12 +68,13 @@ type backendRow struct {
 	NextHop               string
 }
 
-type verdictTable struct {
-	Title string
-	Rows  []verdictRow
+// A countTable has counts by name.
+type countTable struct {
+	Title, Unit string
+	Rows        []countRow
 }
 
-type verdictRow struct{ Name, Count string }
+type countRow struct{ Name, Count string }
 
 // writePage renders the stats page of s.
 func writePage(w io.Writer, s *Snapshot, noRefresh bool) error {
@@ -91,6 +94,8 @@ func newPage(s *Snapshot) page {
 		Troubles: troubles(s),
 		Process:  process(s),
 		Routers:  routerRows(s),
+		Moves:    moveRows(s),
+		Sync:     newSyncPart(s),
 		Services: serviceTables(s),
 	}
 	if s.DatapathErr == nil {
@@ -101,7 +106,7 @@ func newPage(s *Snapshot) page {
 
 // troubles is what an operator must see first.
 func troubles(s *Snapshot) []string {
-	var t []string
+	t := append(routerTroubles(s.Routers), syncTroubles(s.Sync)...)
 	if err := s.DatapathErr; err != nil {
 		t = append(t, "The tables of the XDP program cannot be read: "+err.Error())
 		return t

@@ -3,6 +3,7 @@ package stats
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,14 +14,15 @@ import (
 // A routerRow is a virtual router in words.
 type routerRow struct {
 	Name, State, Since, SinceTitle string
-	VRID, Priority, Interval       string
+	VRID, Priority, PriorityTitle  string
+	Interval                       string
 	Addresses                      string
 	Owner                          string // whose the addresses are, a sentence's end
 	Leases                         []leaseLine
 	Peer, PeerPriority             string
 	Sent, Received                 string
 	Refused, RefusedTitle          string
-	Transitions, GARP              string
+	Transitions, Contentions, GARP string
 }
 
 // A leaseLine is one address and the time for which this node answers for it.
@@ -36,11 +38,11 @@ func routerRows(s *Snapshot) []routerRow {
 		row := routerRow{
 			Name: r.Name, State: r.State.String(),
 			Since: brief(s.Now.Sub(r.Since)), SinceTitle: "since " + r.Since.Format(time.RFC3339) + ": " + r.Reason,
-			VRID: strconv.Itoa(int(r.VRID)), Priority: strconv.Itoa(int(r.Priority)), Interval: brief(r.AdvertInterval),
+			VRID: strconv.Itoa(int(r.VRID)), Priority: strconv.Itoa(int(r.EffectivePriority)), Interval: brief(r.AdvertInterval),
 			Owner: owner(r),
 			Peer:  "never", PeerPriority: "",
 			Sent: grouped(r.Sent), Received: grouped(r.Received),
-			Transitions: grouped(r.Transitions), GARP: grouped(r.GratuitousARP + r.UnsolicitedNA),
+			Transitions: grouped(r.Transitions), Contentions: grouped(r.Contentions), GARP: grouped(r.GratuitousARP + r.UnsolicitedNA),
 		}
 		var addrs []string
 		for _, p := range r.Addresses {
@@ -57,6 +59,12 @@ func routerRows(s *Snapshot) []routerRow {
 		if r.Peer.Address.IsValid() {
 			row.Peer = fmt.Sprintf("%s, %s ago", r.Peer.Address, brief(r.Peer.Ago))
 			row.PeerPriority = strconv.Itoa(int(r.Peer.Priority))
+		}
+		switch {
+		case r.Gate != "":
+			row.PriorityTitle = fmt.Sprintf("configured %d; it stands back: %s", r.Priority, r.Gate)
+		case r.EffectivePriority != r.Priority:
+			row.PriorityTitle = fmt.Sprintf("configured %d", r.Priority)
 		}
 		row.Refused, row.RefusedTitle = refusals(r.Refused)
 		rows = append(rows, row)
@@ -92,4 +100,58 @@ func refusals(counts []vrrp.RefusalCount) (sum, title string) {
 		}
 	}
 	return grouped(n), strings.Join(parts, ", ")
+}
+
+// shownMoves is how many moves the page shows.
+const shownMoves = 10
+
+// A moveRow is a change of state of a virtual router in words.
+type moveRow struct {
+	At, Ago            string
+	Router, From, To   string
+	Priority           string
+	Peer, PeerPriority string
+	Heard, Reason      string
+}
+
+// moveRows is the last moves of all virtual routers, the newest first.
+func moveRows(s *Snapshot) []moveRow {
+	type move struct {
+		router string
+		vrrp.Change
+	}
+	var moves []move
+	for _, r := range s.Routers {
+		for _, c := range r.History {
+			moves = append(moves, move{r.Name, c})
+		}
+	}
+	slices.SortStableFunc(moves, func(a, b move) int { return b.At.Compare(a.At) })
+	var rows []moveRow
+	for _, m := range moves[:min(len(moves), shownMoves)] {
+		row := moveRow{
+			At: m.At.Format("2006-01-02T15:04:05.000Z07:00"), Ago: brief(s.Now.Sub(m.At)) + " ago",
+			Router: m.router, From: m.From.String(), To: m.To.String(), Priority: strconv.Itoa(int(m.Priority)),
+			Peer: "nobody", Reason: m.Reason,
+		}
+		if m.Peer.Address.IsValid() {
+			row.Peer, row.PeerPriority, row.Heard = m.Peer.Address.String(), strconv.Itoa(int(m.Peer.Priority)), brief(m.Peer.Ago)+" before"
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// routerTroubles is that of the virtual routers.
+func routerTroubles(routers []vrrp.Snapshot) []string {
+	var t []string
+	for _, r := range routers {
+		if r.Fault != "" {
+			t = append(t, fmt.Sprintf("Virtual router %s stays out of the election: %s.", r.Name, r.Fault))
+		}
+		if r.CutOff {
+			t = append(t, fmt.Sprintf("Virtual router %s must not become active: this node seems to be cut off.", r.Name))
+		}
+	}
+	return t
 }

@@ -4,10 +4,12 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/pgsteer/pgsteer/pkg/flowsync"
 	"github.com/pgsteer/pgsteer/pkg/lb"
 	"github.com/pgsteer/pgsteer/pkg/vrrp"
 )
@@ -48,7 +50,13 @@ func TestPage(t *testing.T) {
 		"statistics report for pid 4711",
 		"Uptime 1d1h", "XDP mode native", "Active connections 1048", "Flow table 1050 of 262144 flows", "Table memory 123 MB", "Count drift 0",
 		"192.168.1.100 is owned by this node",
-		"main 51 101 active 1h0m 192.168.1.100 287ms 192.168.1.11, 1h0m ago 100 100ms 36000 1234 7 2 254",
+		"main 51 254 active 1h0m 192.168.1.100 287ms 192.168.1.11, 1h0m ago 100 100ms 36000 1234 7 12 1 254",
+		"2026-03-04T11:59:00.000Z 1m0s ago main active backup 1 192.168.1.11 100 34ms before told to resign by uid 0 2026-03-04T11:58:00.000Z",
+		"2026-03-04T11:50:00.000Z 10m0s ago main backup active 101 nobody silence Replication",
+		"this node and lb2 have all of each other&#39;s connections Link up for 1h0m Peer lb2 192.168.1.11:5480 Heard 57ms ago Copy up to date Queue 1200 Lag 3ms Bytes sent 9.12 MB Bytes received 98.7 kB Key 9cd7647edd817396",
+		"Sent Records changes 82012 closed 80969 copied 1043 unfit 0 Received Records changes 0",
+		"Full copies sent Times connected 3 overflow 1 Failed connections Times connect 4 key 0",
+		"The nodes are configured differently: backend postgres/pooler9 (192.168.1.9:6432) is configured on lb1 only.",
 		"postgres 192.168.1.100:5432, leastconn",
 		"pooler1 192.168.1.5:6432 1022 4000 41003 41 82 410 20 &lt;128µs &lt;2.05ms 96.2 MB 4.05 GB 1d1h UP postgres: ok in 1.23ms 1 0 0 0s",
 		"pooler3 backup 192.168.1.5:6434 0 4000 7 0 0 0 0 &lt;128µs &lt;256µs 16.4 kB 691 kB 4.0s DOWN, passed 1 of 2 postgres: ok in 2ms 1 3 1 4.0s",
@@ -68,7 +76,7 @@ func TestPage(t *testing.T) {
 	}
 	for _, want := range []string{
 		`<tr class="up"><td>pooler1<`, `<tr class="going-down"><td>pooler2<`, `<tr class="going-up"><td>pooler3 <small`, `<tr class="down"><td>reports1<`,
-		`<p class="owner active">`, `title="ttl 2, vrid 5"`, `title="next hop 02:00:00:00:01:05"`, "title=\"39\u2009981 of them closed\"", "title=\"of 45\u2009000 checks\"", "title=\"96152035 bytes in 492\u2009036 packets\"",
+		`<p class="owner active">`, `<td class="n" title="configured 101">254</td>`, `title="ttl 2, vrid 5"`, `title="next hop 02:00:00:00:01:05"`, "title=\"39\u2009981 of them closed\"", "title=\"of 45\u2009000 checks\"", "title=\"96152035 bytes in 492\u2009036 packets\"",
 		`<meta http-equiv="refresh" content="5">`, `<a href="?norefresh">`,
 	} {
 		if !strings.Contains(page, want) {
@@ -117,11 +125,13 @@ func TestPageEscapes(t *testing.T) {
 	s.Datapath.Verdicts[0].Name, s.Datapath.Verdicts[0].Action = evil, evil
 	s.Backends[0].Reason, s.Checks[0].LastResult, s.Checks[0].CheckName = evil, evil, evil
 	s.Routers[0].Name, s.Routers[0].Reason, s.Routers[0].Refused[0].Reason = evil, evil, evil
+	s.Routers[0].Gate, s.Routers[0].Fault, s.Routers[0].History[11].Reason = evil, evil, evil
+	s.Sync.PeerNode, s.Sync.LastError, s.Sync.Differences[0] = evil, evil, evil
 	page := render(t, s, false)
 	if strings.Contains(page, "<img") || strings.Contains(page, evil) {
 		t.Errorf("markup got through:\n%s", page)
 	}
-	if n := strings.Count(page, "alert(1)"); n < 12 {
+	if n := strings.Count(page, "alert(1)"); n < 19 {
 		t.Errorf("only %d of the places show the text", n)
 	}
 }
@@ -137,6 +147,45 @@ func TestPageWithoutDatapath(t *testing.T) {
 	}
 	if strings.Contains(words, "Count drift") {
 		t.Error("page shows counts that could not be read")
+	}
+}
+
+// TestPageSync checks what the page says of a replication that does not work,
+// and that it says nothing of none.
+func TestPageSync(t *testing.T) {
+	for _, tt := range []struct {
+		change func(*Snapshot)
+		want   []string
+	}{
+		{func(s *Snapshot) { s.Sync.Connected = false; s.Sync.Since = now.Add(-4 * time.Second) }, []string{
+			"no connection to lb2, 192.168.1.11:5480: a failover ends connections Link down for 4.0s",
+		}},
+		{func(s *Snapshot) { *s.Sync = flowsync.Status{Peer: "192.168.1.11:5480", Heard: -1, CopyAge: -1} }, []string{
+			"no connection to the other node, 192.168.1.11:5480", "Peer 192.168.1.11:5480 Heard never Copy none Queue 0 Lag 0s",
+		}},
+		{func(s *Snapshot) { s.Sync.Synced = false; s.Sync.CopyAge = 90 * time.Second }, []string{
+			"this node does not have all connections of lb2 yet", "Copy of 1m30s ago",
+		}},
+		{func(s *Snapshot) { s.Sync.Differences = slices.Repeat(s.Sync.Differences, 8) }, []string{"There are 3 more differences: see pgsteer sync show."}},
+		{func(s *Snapshot) { s.Sync.PeerSynced = false }, []string{"lb2 does not have all connections of this node yet"}},
+		{func(s *Snapshot) { s.Routers[0].Fault, s.Routers[0].CutOff = "link: down", true }, []string{
+			"Virtual router main stays out of the election: link: down.",
+			"Virtual router main must not become active: this node seems to be cut off.",
+		}},
+	} {
+		s := sample()
+		tt.change(&s)
+		words := text(render(t, s, false))
+		for _, want := range tt.want {
+			if !strings.Contains(words, want) {
+				t.Errorf("%q is not on the page: %s", want, words)
+			}
+		}
+	}
+	s := sample()
+	s.Sync, s.Routers[0].History = nil, nil
+	if words := text(render(t, s, false)); strings.Contains(words, "Replication") || strings.Contains(words, "Moves") {
+		t.Errorf("the page has parts for what is not there: %s", words)
 	}
 }
 

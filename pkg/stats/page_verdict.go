@@ -3,9 +3,9 @@ package stats
 import "github.com/pgsteer/pgsteer/pkg/lb"
 
 // verdictTables is one table for each action.
-func verdictTables(counts []lb.VerdictCount) []verdictTable {
+func verdictTables(counts []lb.VerdictCount) []countTable {
 	titles := map[string]string{"tx": "Forwarded or answered", "pass": "Passed to the kernel", "drop": "Dropped"}
-	var tables []verdictTable
+	var tables []countTable
 	index := map[string]int{}
 	for _, v := range counts {
 		i, ok := index[v.Action]
@@ -16,9 +16,9 @@ func verdictTables(counts []lb.VerdictCount) []verdictTable {
 			if title == "" {
 				title = v.Action
 			}
-			tables = append(tables, verdictTable{Title: title})
+			tables = append(tables, countTable{Title: title, Unit: "Packets"})
 		}
-		tables[i].Rows = append(tables[i].Rows, verdictRow{v.Name, grouped(v.Count)})
+		tables[i].Rows = append(tables[i].Rows, countRow{v.Name, grouped(v.Count)})
 	}
 	return tables
 }

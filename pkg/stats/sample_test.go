@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/pgsteer/pgsteer/pkg/flowsync"
 	"github.com/pgsteer/pgsteer/pkg/health"
 	"github.com/pgsteer/pgsteer/pkg/lb"
 	"github.com/pgsteer/pgsteer/pkg/vrrp"
@@ -15,6 +16,22 @@ var (
 )
 
 func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+
+// moves is a dozen of moves, a minute apart.
+func moves() []vrrp.Change {
+	var all []vrrp.Change
+	for i := range 12 {
+		c := vrrp.Change{At: now.Add(time.Duration(i-12) * time.Minute), From: vrrp.Backup, To: vrrp.Active, Reason: "silence", Priority: 101}
+		if i%2 == 1 {
+			c.From, c.To, c.Reason, c.Priority = c.To, c.From, "told to resign by uid 0", 1
+		}
+		if i > 2 {
+			c.Peer = vrrp.Peer{Address: netip.MustParseAddr("192.168.1.11"), Priority: 100, Ago: 34 * time.Millisecond}
+		}
+		all = append(all, c)
+	}
+	return all
+}
 
 // sample is a node in the middle of its work: one backend is fine, one begins
 // to fail, one comes back, one is down.
@@ -78,7 +95,17 @@ func sample() Snapshot {
 			Addresses: []netip.Prefix{netip.PrefixFrom(lanIP, 32)}, AdvertInterval: 100 * time.Millisecond,
 			Peer: vrrp.Peer{Address: netip.MustParseAddr("192.168.1.11"), Priority: 100, AdvertInterval: 100 * time.Millisecond, Ago: time.Hour},
 			Sent: 36000, Received: 1234, Refused: []vrrp.RefusalCount{{Reason: "ttl", Count: 2}, {Reason: "checksum"}, {Reason: "vrid", Count: 5}},
-			Transitions: 2, BecameActive: 1, GratuitousARP: 254,
+			Transitions: 12, BecameActive: 6, GratuitousARP: 254, EffectivePriority: 254, Synced: true, Contentions: 1, Barred: 4, History: moves(),
 		}},
+		Sync: &flowsync.Status{
+			Node: "lb1", Listen: "192.168.1.10:5480", Peer: "192.168.1.11:5480", Key: "9cd7647edd817396", Dials: true, Connected: true, Since: now.Add(-time.Hour),
+			Connections: 3, PeerNode: "lb2", Version: 1, Heard: 57 * time.Millisecond, Synced: true, PeerSynced: true, Queue: 1200, Lag: 3 * time.Millisecond,
+			Sent:     flowsync.SentCounts{Changes: 82012, Closed: 80969, Copied: 1043, Overflows: 1, Lost: 2, Bytes: 9_123_456},
+			Received: flowsync.ReceivedCounts{Stored: 7, Failures: 1, Bytes: 98730},
+			Resyncs:  []flowsync.Count{{Reason: "connected", Count: 3}, {Reason: "overflow", Count: 1}},
+			Failures: []flowsync.Count{{Reason: "connect", Count: 4}, {Reason: "key"}},
+			// As after a change of one node's configuration.
+			LastError: "connection refused", Differences: []string{"backend postgres/pooler9 (192.168.1.9:6432) is configured on lb1 only"},
+		},
 	}
 }

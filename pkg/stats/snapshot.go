@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/pgsteer/pgsteer/pkg/flowsync"
 	"github.com/pgsteer/pgsteer/pkg/health"
 	"github.com/pgsteer/pgsteer/pkg/lb"
 	"github.com/pgsteer/pgsteer/pkg/vrrp"
@@ -31,6 +32,7 @@ type Snapshot struct {
 	Backends []lb.BackendStatus    // the controller's view of each backend
 	Checks   []health.TargetStatus // the health checker's view of each backend
 	Routers  []vrrp.Snapshot
+	Sync     *flowsync.Status // nil: connections are not replicated
 }
 
 // Uptime is how long the daemon has run.
