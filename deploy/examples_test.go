@@ -85,6 +85,9 @@ func TestBalancerExamples(t *testing.T) {
 			if diff := cmp.Diff([]netip.Prefix{netip.PrefixFrom(vipAddr, 32)}, r.Addresses, addresses); diff != "" {
 				t.Errorf("addresses (-want +got):\n%s", diff)
 			}
+			if y := cfg.Sync; y == nil || y.Listen != netip.AddrPortFrom(tt.source, 5480) || y.Peer != netip.AddrPortFrom(tt.peer, 5480) {
+				t.Errorf("sync is %+v, want from %v to %v, port 5480", y, tt.source, tt.peer)
+			}
 			if cfg.Stats.Port != 8404 {
 				t.Errorf("stats port is %d, want 8404", cfg.Stats.Port)
 			}
@@ -99,6 +102,7 @@ func TestBalancersAgree(t *testing.T) {
 	own := cmp.Options{
 		cmpopts.IgnoreFields(config.Config{}, "Node"),
 		cmpopts.IgnoreFields(config.VirtualRouter{}, "Priority", "Source", "Peers"),
+		cmpopts.IgnoreFields(config.Sync{}, "Listen", "Peer"),
 		addresses,
 	}
 	if diff := cmp.Diff(first, second, own); diff != "" {
@@ -109,9 +113,17 @@ func TestBalancersAgree(t *testing.T) {
 // TestEveryKeyIsShown holds the example to its word against the documentation
 // of the configuration, where each field names its key.
 func TestEveryKeyIsShown(t *testing.T) {
-	source, err := os.ReadFile(filepath.Join("..", "pkg", "config", "config.go"))
+	files, err := filepath.Glob(filepath.Join("..", "pkg", "config", "*.go"))
 	if err != nil {
 		t.Fatal(err)
+	}
+	var source []byte
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		source = append(source, b...)
 	}
 	example, err := os.ReadFile(filepath.Join("examples", "lb1.yaml"))
 	if err != nil {
@@ -119,7 +131,7 @@ func TestEveryKeyIsShown(t *testing.T) {
 	}
 	// "Key: xdp." and "Keys: user, database;", perhaps broken over two lines.
 	named := regexp.MustCompile(`\bKeys?:[\s/]+([a-z_]+)(?:, ([a-z_]+))?[.;]`).FindAllStringSubmatch(string(source), -1)
-	if len(named) < 30 {
+	if len(named) < 50 {
 		t.Fatalf("only %d keys found in the documentation, so its form has changed", len(named))
 	}
 	for _, m := range named {
@@ -128,6 +140,27 @@ func TestEveryKeyIsShown(t *testing.T) {
 				t.Errorf("lb1.yaml does not show the key %s", key)
 			}
 		}
+	}
+}
+
+// TestHMACExample: what is a comment because it needs a key file is right all
+// the same.
+func TestHMACExample(t *testing.T) {
+	example, err := os.ReadFile(filepath.Join("examples", "lb1.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "lb1.yaml")
+	if err := os.WriteFile(path, []byte(strings.Replace(string(example), "# hmac: ", "hmac: ", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := config.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &config.HMAC{Mode: "enforce", SendKey: 1, Keys: map[uint8]string{1: "/etc/pgsteer/vrrp.key"}}
+	if diff := cmp.Diff(want, cfg.VirtualRouters[0].HMAC); diff != "" {
+		t.Errorf("hmac (-want +got):\n%s", diff)
 	}
 }
 

@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pgsteer/pgsteer/pkg/admin"
+	"github.com/pgsteer/pgsteer/pkg/flowsync"
 	"github.com/pgsteer/pgsteer/pkg/lb"
 )
 
@@ -155,11 +158,20 @@ func privateExample(t *testing.T, dir string) string {
 			t.Errorf("unmounting %s: %v", bpffs, err)
 		}
 	})
+	key, err := flowsync.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyFile := filepath.Join(dir, "sync.key")
+	if err := os.WriteFile(keyFile, key, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	private := string(example)
 	for key, place := range map[string][2]string{
 		"pin_path":   {"/sys/fs/bpf/pgsteer", filepath.Join(bpffs, "pgsteer")},
 		"socket":     {"/run/pgsteer/admin.sock", filepath.Join(dir, "run", "admin.sock")},
 		"state_file": {"/var/lib/pgsteer/orders.json", filepath.Join(dir, "lib", "orders.json")},
+		"key_file":   {"/etc/pgsteer/sync.key", keyFile},
 	} {
 		before, after := key+": "+place[0], key+": "+place[1]
 		if !strings.Contains(private, before) {
@@ -175,8 +187,8 @@ func privateExample(t *testing.T, dir string) string {
 }
 
 // inBalancersNamespace calls fn in a new network namespace that has the
-// interface and the address of lb1. The namespace lives as long as what fn
-// started in it.
+// interface and the address of lb1, on a cable with the poolers' machine. The
+// namespace lives as long as what fn started in it.
 func inBalancersNamespace(t *testing.T, fn func() error) {
 	t.Helper()
 	runtime.LockOSThread()
@@ -184,11 +196,20 @@ func inBalancersNamespace(t *testing.T, fn func() error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	far, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := far.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	away, err := netns.New() // and enter it
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = addInterface()
+	err = addCable(far)
 	if err == nil {
 		err = fn()
 	}
@@ -209,26 +230,42 @@ func inBalancersNamespace(t *testing.T, fn func() error) {
 	}
 }
 
-func addInterface() error {
-	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "peer0"}
+// addCable connects this namespace with far. That the poolers' machine refuses
+// connections there is enough for the daemon not to think that it is cut off.
+func addCable(far netns.NsHandle) error {
+	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(far))}
 	if err := netlink.LinkAdd(pair); err != nil {
 		return err
 	}
-	for _, name := range []string{"lo", "eth0", "peer0"} {
-		link, err := netlink.LinkByName(name)
+	here, err := netlink.NewHandle()
+	if err != nil {
+		return err
+	}
+	defer here.Close()
+	there, err := netlink.NewHandleAt(far)
+	if err != nil {
+		return err
+	}
+	defer there.Close()
+	return errors.Join(addInterface(here, lb1Addr), addInterface(there, poolerAddr))
+}
+
+func addInterface(h *netlink.Handle, own netip.Addr) error {
+	addr, err := netlink.ParseAddr(own.String() + "/24")
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"lo", "eth0"} {
+		link, err := h.LinkByName(name)
 		if err != nil {
 			return err
 		}
 		if name == "eth0" {
-			addr, err := netlink.ParseAddr(lb1Addr.String() + "/24")
-			if err != nil {
-				return err
-			}
-			if err := netlink.AddrAdd(link, addr); err != nil {
+			if err := h.AddrAdd(link, addr); err != nil {
 				return err
 			}
 		}
-		if err := netlink.LinkSetUp(link); err != nil {
+		if err := h.LinkSetUp(link); err != nil {
 			return err
 		}
 	}

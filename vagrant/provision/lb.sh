@@ -15,5 +15,9 @@ if sed "s/^interface: .*/interface: $interface/" "$examples/$NODE.yaml" |
 	put /etc/pgsteer/pgsteerd.yaml root:root 640; then
 	changed=yes
 fi
+# The balancers tell each other of their connections on TCP port 5480, by this
+# key. Debian's VMs have no firewall; elsewhere it needs a rule.
+[ -s /opt/pgsteer/keys/sync.key ] || fail "there is no /opt/pgsteer/keys/sync.key: run vagrant rsync on the host"
+if put /etc/pgsteer/sync.key root:root 600 </opt/pgsteer/keys/sync.key; then changed=yes; fi
 pgsteerd -check -config /etc/pgsteer/pgsteerd.yaml
 run_unit pgsteerd.service "$changed"
