@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pgsteer/pgsteer/pkg/admin"
+	"github.com/pgsteer/pgsteer/pkg/flowsync"
 	"github.com/pgsteer/pgsteer/pkg/lb"
 	"github.com/pgsteer/pgsteer/pkg/xdp"
 )
@@ -17,6 +18,10 @@ import (
 type daemon interface {
 	Backends(context.Context) ([]lb.BackendStatus, error)
 	ChangeBackend(ctx context.Context, service, backend string, change admin.BackendChange) (lb.BackendStatus, error)
+	Routers(context.Context) ([]admin.RouterStatus, error)
+	Resign(ctx context.Context, router string, m admin.Move) (admin.RouterStatus, error)
+	Takeover(ctx context.Context, router string, m admin.Move) (admin.RouterStatus, error)
+	Sync(context.Context) (flowsync.Status, error)
 }
 
 func dialDaemon(socket string) daemon { return admin.NewClient(socket) }
@@ -176,10 +181,15 @@ const answerTimeout = 10 * time.Second
 
 // ask has fn ask the daemon, and explains its failure.
 func (s *session) ask(fn func(context.Context, daemon) error) error {
-	ctx, cancel := context.WithTimeout(s.ctx, answerTimeout)
+	return s.askWithin(answerTimeout, fn)
+}
+
+// askWithin is ask for what takes another time.
+func (s *session) askWithin(limit time.Duration, fn func(context.Context, daemon) error) error {
+	ctx, cancel := context.WithTimeout(s.ctx, limit)
 	defer cancel()
 	if err := fn(ctx, s.dial(s.socket)); err != nil {
-		return s.explainDaemon(err)
+		return s.explainDaemon(err, limit)
 	}
 	return nil
 }
@@ -249,12 +259,12 @@ func overridden(now, configured string) string {
 
 // explainDaemon says what an operator can do about a daemon that did not do
 // what it was asked to. What it refused it has said itself.
-func (s *session) explainDaemon(err error) error {
+func (s *session) explainDaemon(err error, limit time.Duration) error {
 	switch {
 	case s.ctx.Err() != nil:
 		return errInterrupted
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("pgsteerd has taken the connection to %s, but gave no answer within %s", s.socket, answerTimeout)
+		return fmt.Errorf("pgsteerd has taken the connection to %s, but gave no answer within %s", s.socket, limit)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("no permission to use pgsteerd's admin socket %s: be root or in the socket's group", s.socket)
 	case !errors.Is(err, admin.ErrNotRunning):

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/pgsteer/pgsteer/pkg/admin"
+	"github.com/pgsteer/pgsteer/pkg/flowsync"
 	"github.com/pgsteer/pgsteer/pkg/lb"
 	"github.com/pgsteer/pgsteer/pkg/xdp"
 )
@@ -69,6 +70,20 @@ func (d *fakeDaemon) ChangeBackend(ctx context.Context, service, backend string,
 		b.Deadline = &at
 	}
 	return b, nil
+}
+
+func (d *fakeDaemon) Routers(context.Context) ([]admin.RouterStatus, error) { return nil, d.err }
+
+func (d *fakeDaemon) Resign(context.Context, string, admin.Move) (admin.RouterStatus, error) {
+	return admin.RouterStatus{}, d.err
+}
+
+func (d *fakeDaemon) Takeover(context.Context, string, admin.Move) (admin.RouterStatus, error) {
+	return admin.RouterStatus{}, d.err
+}
+
+func (d *fakeDaemon) Sync(context.Context) (flowsync.Status, error) {
+	return flowsync.Status{}, d.err
 }
 
 func TestBackendChanges(t *testing.T) {

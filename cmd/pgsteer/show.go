@@ -101,19 +101,3 @@ func limitOf(n uint32) string {
 	}
 	return total(uint64(n))
 }
-
-func showVIPs(s *session) error {
-	d, err := s.stats()
-	if err != nil {
-		return err
-	}
-	return writeList(s.out, d.VIPs, func(r *row, v *lb.VIPStats) {
-		lease := "silent"
-		if v.Lease > 0 {
-			lease = age(v.Lease)
-		}
-		r.cells(v.Addr.String(), v.Router, count(v.VRID), count(v.Priority), v.State, age(v.Since), lease)
-	},
-		left("ADDRESS"), left("ROUTER"), right("VRID"), right("PRIORITY"), left("STATE"), right("SINCE"), right("LEASE"),
-	)
-}

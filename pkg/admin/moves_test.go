@@ -26,7 +26,7 @@ type fakeRouter struct {
 	state vrrp.Snapshot
 	err   error
 	hangs chan struct{} // not nil: an order takes for ever, and closes it when withdrawn
-	told  []string // shared with the link, so that the order shows
+	told  []string      // shared with the link, so that the order shows
 }
 
 func (f *fakeRouter) note(what string) {

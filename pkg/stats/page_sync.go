@@ -90,13 +90,19 @@ func reasonRows(counts []flowsync.Count) (rows []countRow) {
 	return rows
 }
 
+// shownDifferences is how many differences of the configurations the page shows.
+const shownDifferences = 5
+
 // syncTroubles is what an operator must see first of the replication.
 func syncTroubles(s *flowsync.Status) []string {
 	if s == nil {
 		return nil
 	}
 	var t []string
-	for _, d := range s.Differences {
+	for i, d := range s.Differences {
+		if i == shownDifferences {
+			return append(t, fmt.Sprintf("There are %d more differences: see pgsteer sync show.", len(s.Differences)-i))
+		}
 		t = append(t, "The nodes are configured differently: "+d+".")
 	}
 	return t

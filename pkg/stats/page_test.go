@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -165,6 +166,7 @@ func TestPageSync(t *testing.T) {
 		{func(s *Snapshot) { s.Sync.Synced = false; s.Sync.CopyAge = 90 * time.Second }, []string{
 			"this node does not have all connections of lb2 yet", "Copy of 1m30s ago",
 		}},
+		{func(s *Snapshot) { s.Sync.Differences = slices.Repeat(s.Sync.Differences, 8) }, []string{"There are 3 more differences: see pgsteer sync show."}},
 		{func(s *Snapshot) { s.Sync.PeerSynced = false }, []string{"lb2 does not have all connections of this node yet"}},
 		{func(s *Snapshot) { s.Routers[0].Fault, s.Routers[0].CutOff = "link: down", true }, []string{
 			"Virtual router main stays out of the election: link: down.",
