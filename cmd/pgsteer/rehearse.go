@@ -60,7 +60,7 @@ func rehearse(s *session, name string) error {
 	if why := unready(r, &status); why != "" {
 		return errors.New("not rehearsed: " + why)
 	}
-	report := rehearsal{Router: r.Name}
+	report := rehearsal{Router: r.Name, Services: []tally{}}
 	if err := s.tally(&report, r, func(t *tally) *int64 { return &t.Before }); err != nil {
 		return err
 	}
@@ -119,10 +119,10 @@ func unready(r admin.RouterStatus, s *flowsync.Status) string {
 	if r.State != "active" {
 		return fmt.Sprintf("%s is %s on this node, and only the active node can rehearse", r.Name, r.State)
 	}
-	if !s.Connected {
+	if !s.Connected || s.PeerState == nil {
 		return "the other node is not connected"
 	}
-	there, ok := routerThere(s, r)
+	there, ok := s.PeerState.Router(r.VRID, r.Source.Is6())
 	switch {
 	case !ok:
 		return fmt.Sprintf("%s does not have the virtual router %s", s.PeerNode, r.Name)
@@ -136,18 +136,6 @@ func unready(r admin.RouterStatus, s *flowsync.Status) string {
 	return ""
 }
 
-// routerThere is a virtual router as the other node sees it.
-func routerThere(s *flowsync.Status, r admin.RouterStatus) (flowsync.RouterState, bool) {
-	if s.PeerState == nil {
-		return flowsync.RouterState{}, false
-	}
-	i := slices.IndexFunc(s.PeerState.Routers, func(o flowsync.RouterState) bool { return o.VRID == r.VRID && o.V6 == r.Source.Is6() })
-	if i < 0 {
-		return flowsync.RouterState{}, false
-	}
-	return s.PeerState.Routers[i], true
-}
-
 // await waits until the other node's virtual router has been in a state since
 // after the order, and all is copied again. It returns when that state began, by
 // this node's clock.
@@ -157,9 +145,7 @@ func (s *session) await(r admin.RouterStatus, there string, ordered time.Time) (
 		if status, err = s.sync(); err != nil {
 			return status, since, err
 		}
-		now := time.Now()
-		if v, ok := routerThere(&status, r); ok && v.State == there && status.Connected {
-			began := now.Add(-status.Heard - v.Age)
+		if began, ok := beganThere(&status, r, there); ok {
 			if looks == 0 || began.Before(since) {
 				since = began
 			}
@@ -176,6 +162,16 @@ func (s *session) await(r admin.RouterStatus, there string, ordered time.Time) (
 		return status, since, fmt.Errorf("%s did not become %s on %s within %s", r.Name, there, status.PeerNode, rehearsalTime)
 	}
 	return status, since, fmt.Errorf("the connections were not copied within %s", rehearsalTime)
+}
+
+// beganThere is since when the other node's virtual router has been in a state,
+// if it says that it is.
+func beganThere(s *flowsync.Status, r admin.RouterStatus, state string) (began time.Time, ok bool) {
+	if !s.Connected || s.PeerState == nil {
+		return began, false
+	}
+	there, ok := s.PeerState.Router(r.VRID, r.Source.Is6())
+	return time.Now().Add(-s.Heard - there.Age), ok && there.State == state
 }
 
 // tally counts the connections of the services at the addresses of a virtual

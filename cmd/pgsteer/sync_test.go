@@ -32,7 +32,7 @@ resync    connected       1
 failure   connect         4
 `
 	res := pgsteer("sync show")
-	want := `NODE  ADDRESS            PEER  PEER-ADDRESS       LINK       SINCE   HEARD  SYNCED  PEER-SYNCED  QUEUE  LAG  KEY
+	want := `NODE  ADDRESS            PEER  PEER-ADDRESS       LINK        SINCE  HEARD  SYNCED  PEER-SYNCED  QUEUE  LAG  KEY
 lb1   192.168.1.10:5480  lb2   192.168.1.11:5480  connected  1h0m0s   57ms  yes     yes              0   0s  9cd7647edd817396
 ` + counters
 	if res.status != exitOK || res.stdout != want {

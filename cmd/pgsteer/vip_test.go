@@ -260,7 +260,7 @@ func TestRehearse(t *testing.T) {
 	p := newPair()
 	pgsteer := p.serve(t, true)
 	res := pgsteer("vip rehearse main")
-	want := regexp.MustCompile(`^MOVE      FROM  TO    TOOK  HELD-BY-NOBODY
+	want := regexp.MustCompile(`^MOVE      FROM  TO   TOOK  HELD-BY-NOBODY
 resign    lb1   lb2  *\d+m?s  *\d+ms
 takeover  lb2   lb1  *\d+m?s  *\d+ms
 

@@ -171,12 +171,8 @@ func (r *replication) heldByPeer(c config.VirtualRouter, limit time.Duration) bo
 	if !ok || ago > limit || !r.link.Connected() {
 		return false
 	}
-	for _, router := range peer.Routers {
-		if router.VRID == c.VRID && router.V6 == c.Source.Is6() {
-			return router.Leased
-		}
-	}
-	return false
+	router, ok := peer.Router(c.VRID, c.Source.Is6())
+	return ok && router.Leased
 }
 
 // drainTimeout bounds how long a planned move waits for the other node to know

@@ -214,14 +214,12 @@ func standIn(s *flowsync.Status, v vrrp.Snapshot) string {
 	if !s.Connected || s.PeerState == nil {
 		return "the other node is not connected"
 	}
-	for _, r := range s.PeerState.Routers {
-		if r.VRID != v.VRID || r.V6 != v.Source.Is6() {
-			continue
-		}
-		if r.State != vrrp.Backup.String() {
-			return fmt.Sprintf("%s is no backup of %s, but %s: %s", s.PeerNode, v.Name, r.State, r.Reason)
-		}
-		return ""
+	r, ok := s.PeerState.Router(v.VRID, v.Source.Is6())
+	switch {
+	case !ok:
+		return fmt.Sprintf("%s does not have the virtual router %s", s.PeerNode, v.Name)
+	case r.State != vrrp.Backup.String():
+		return fmt.Sprintf("%s is no backup of %s, but %s: %s", s.PeerNode, v.Name, r.State, r.Reason)
 	}
-	return fmt.Sprintf("%s does not have the virtual router %s", s.PeerNode, v.Name)
+	return ""
 }

@@ -44,6 +44,16 @@ type BackendState struct {
 	Reason  string `json:"reason"`
 }
 
+// Router returns a virtual router of the node, by the number and family that
+// both nodes know it by.
+func (s *State) Router(vrid uint8, v6 bool) (r RouterState, ok bool) {
+	i := slices.IndexFunc(s.Routers, func(r RouterState) bool { return r.VRID == vrid && r.V6 == v6 })
+	if i < 0 {
+		return r, false
+	}
+	return s.Routers[i], true
+}
+
 // maxState is the longest state sent or accepted. It fits some 500 backends.
 const maxState = 64 << 10
 

@@ -52,8 +52,8 @@ func TestPage(t *testing.T) {
 		"192.168.1.100 is owned by this node",
 		"main 51 254 active 1h0m 192.168.1.100 287ms 192.168.1.11, 1h0m ago 100 100ms 36000 1234 7 12 1 254",
 		"2026-03-04T11:59:00.000Z 1m0s ago main active backup 1 192.168.1.11 100 34ms before told to resign by uid 0 2026-03-04T11:58:00.000Z",
-		"2026-03-04T11:50:00.000Z 10m0s ago main backup active 101 nobody silence Replication",
-		"this node and lb2 have all of each other&#39;s connections Link up for 1h0m Peer lb2 192.168.1.11:5480 Heard 57ms ago Copy up to date Queue 1200 Lag 3ms Bytes sent 9.12 MB Bytes received 98.7 kB Key 9cd7647edd817396",
+		"2026-03-04T11:50:00.000Z 10m0s ago main backup active 101 nobody silence Replication records of connections Link up for 1h0m Peer lb2 192.168.1.11:5480 Heard 57ms ago Copy up to date Queue 1200 Lag 3ms Bytes sent 9.12 MB Bytes received 98.7 kB Key 9cd7647edd817396",
+		"Replication: this node and lb2 have all of each other&#39;s connections Virtual router",
 		"Sent Records changes 82012 closed 80969 copied 1043 unfit 0 Received Records changes 0",
 		"Full copies sent Times connected 3 overflow 1 Failed connections Times connect 4 key 0",
 		"The nodes are configured differently: backend postgres/pooler9 (192.168.1.9:6432) is configured on lb1 only.",
@@ -158,7 +158,7 @@ func TestPageSync(t *testing.T) {
 		want   []string
 	}{
 		{func(s *Snapshot) { s.Sync.Connected = false; s.Sync.Since = now.Add(-4 * time.Second) }, []string{
-			"no connection to lb2, 192.168.1.11:5480: a failover ends connections Link down for 4.0s",
+			"no connection to lb2, 192.168.1.11:5480: a failover ends connections", "Link down for 4.0s",
 		}},
 		{func(s *Snapshot) { *s.Sync = flowsync.Status{Peer: "192.168.1.11:5480", Heard: -1, CopyAge: -1} }, []string{
 			"no connection to the other node, 192.168.1.11:5480", "Peer 192.168.1.11:5480 Heard never Copy none Queue 0 Lag 0s",
