@@ -121,7 +121,7 @@ func TestNetnsKillAndFreeze(t *testing.T) {
 func killAndFreeze(t *testing.T, node1, node2, clientAddr netip.Addr) {
 	hosts := newLAN(t, node1, node2, clientAddr)
 	h1, h2, client := hosts[0], hosts[1], hosts[2]
-	p1 := h1.process(101, node2)
+	p1 := h1.process(101, 0, node2)
 	eventually(t, 3*time.Second, "node 1 owns the address", h1.hasVIP)
 	r2 := h2.route(h2.config(100, node1))
 	eventually(t, time.Second, "node 2 hears node 1", func() bool { return r2.Snapshot().Received > 3 })
@@ -157,7 +157,7 @@ func killAndFreeze(t *testing.T, node1, node2, clientAddr netip.Addr) {
 	if !h1.hasVIP() {
 		t.Error("the killed node's address is gone: nothing for the next start to clean up")
 	}
-	p1 = h1.process(101, node2)
+	p1 = h1.process(101, 0, node2)
 	eventually(t, 3*time.Second, "the new node 1 removes what the killed one left", func() bool { return !h1.hasVIP() })
 	must(t, "terminating node 1", p1.Process.Signal(syscall.SIGTERM))
 	must(t, "waiting for node 1", p1.Wait())

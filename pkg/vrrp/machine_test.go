@@ -264,7 +264,7 @@ func TestMachine(t *testing.T) {
 			timed{504 * ms, timer, "send 100"},
 		)},
 		{"somebody resigns although we are active", 100, false, active(
-			timed{400 * ms, heard(0, other), "send 100"},
+			timed{400 * ms, heard(0, other), "send 100, announce"},
 		)},
 		{"the addresses cannot be owned", 100, false, active(
 			timed{400 * ms, event{kind: evFault, reason: "no"}, "revoke, send 0, disown, backup"},

@@ -74,13 +74,14 @@ func TestNetnsAddressLifetime(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			h := newLAN(t, tc.node1)[0]
-			p := h.process(101, tc.node2)
-			eventually(t, 3*time.Second, "the node owns the address", h.hasVIP)
+			// With a lease of 3 s no busy machine makes it step down.
+			p := h.process(101, time.Second, tc.node2)
+			eventually(t, 10*time.Second, "the node owns the address", h.hasVIP)
 			gone := make(chan netlink.AddrUpdate, 16)
 			done := make(chan struct{})
 			defer close(done)
 			must(t, "subscribing to addresses", netlink.AddrSubscribeAt(h.ns, gone, done))
-			ran := time.NewTimer(5 * time.Second) // the lifetime is 4 s
+			ran := time.NewTimer(8 * time.Second) // the lifetime is 6 s
 			for running := true; running; {
 				select {
 				case u := <-gone:
@@ -92,7 +93,7 @@ func TestNetnsAddressLifetime(t *testing.T) {
 				}
 			}
 			must(t, "killing the node", p.Process.Signal(syscall.SIGKILL))
-			took := eventually(t, 8*time.Second, "the address is gone", func() bool { return !h.hasVIP() })
+			took := eventually(t, 10*time.Second, "the address is gone", func() bool { return !h.hasVIP() })
 			t.Logf("gone %v after the kill", took.Round(ms))
 		})
 	}

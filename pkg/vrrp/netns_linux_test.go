@@ -279,6 +279,7 @@ const nodeEnv = "VRRP_TEST_NODE"
 
 type nodeConfig struct {
 	Priority     uint8
+	Interval     time.Duration // of advertisements; 0 is the default
 	Address      netip.Prefix
 	Source, Peer netip.Addr
 }
@@ -302,7 +303,7 @@ func runNode(config string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	r, err := Open(Config{
-		Name: "process", Interface: "eth0", VRID: 51, Priority: c.Priority,
+		Name: "process", Interface: "eth0", VRID: 51, Priority: c.Priority, AdvertInterval: c.Interval,
 		Addresses: []netip.Prefix{c.Address}, Source: c.Source, Peers: []netip.Addr{c.Peer},
 		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
@@ -329,11 +330,12 @@ func (h *host) start(cmd *exec.Cmd) *exec.Cmd {
 	return cmd
 }
 
-// process runs a router on the host in a process of its own.
-func (h *host) process(priority uint8, peer netip.Addr) *exec.Cmd {
+// process runs a router on the host in a process of its own, with an interval of
+// advertisements or the default, 0.
+func (h *host) process(priority uint8, interval time.Duration, peer netip.Addr) *exec.Cmd {
 	h.t.Helper()
 	_, prefix, _ := h.family()
-	config, err := json.Marshal(nodeConfig{Priority: priority, Address: prefix, Source: h.addr, Peer: peer})
+	config, err := json.Marshal(nodeConfig{Priority: priority, Interval: interval, Address: prefix, Source: h.addr, Peer: peer})
 	must(h.t, "encoding a node's configuration", err)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), nodeEnv+"="+string(config))
