@@ -66,12 +66,8 @@ func (s *Server) syncStatus(w http.ResponseWriter, _ *http.Request) {
 
 func (s *Server) resign(w http.ResponseWriter, r *http.Request) {
 	s.move(w, r, "resign", func(ctx context.Context, router Router, reason string, force bool) error {
-		v := router.Snapshot()
-		if err := s.mayResign(v, force); err != nil {
+		if err := s.prepareResign(ctx, router.Snapshot(), force); err != nil {
 			return err
-		}
-		if v.State == vrrp.Active {
-			s.drain(ctx)
 		}
 		return router.Resign(ctx, reason)
 	})
@@ -168,31 +164,24 @@ func (s *Server) router(name string) (Router, error) {
 	return nil, fmt.Errorf("unknown virtual router: %s", name)
 }
 
-// drain lets the other node have everything before the addresses go there.
-func (s *Server) drain(ctx context.Context) {
-	r := s.replication()
-	if r == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, drainTime)
-	defer cancel()
-	if err := r.Drain(ctx); err != nil {
-		s.log.Warn("connections may be lost: the other node may not know of all", "error", err)
-	}
-}
-
-// mayResign returns why connections would end, or nobody would serve the
-// addresses, if this node gave them up now.
-func (s *Server) mayResign(v vrrp.Snapshot, force bool) error {
+// prepareResign lets the other node have all connections, also by a copy that is
+// under way, before the addresses of a virtual router go there. It returns why
+// connections would end all the same, or nobody would serve the addresses.
+func (s *Server) prepareResign(ctx context.Context, v vrrp.Snapshot, force bool) error {
 	link := s.replication()
-	if force || link == nil || v.State != vrrp.Active {
+	if link == nil || v.State != vrrp.Active {
 		return nil
 	}
 	status := link.Status()
-	switch why := standIn(&status, v); {
-	case why != "":
+	if why := standIn(&status, v); why != "" && !force {
 		return fmt.Errorf("not now: %s; force resigns all the same", why)
-	case !status.PeerSynced:
+	}
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	if err := link.Drain(ctx); err != nil {
+		s.log.Warn("the other node may not know of all connections", "error", err)
+	}
+	if status = link.Status(); !status.PeerSynced && !force {
 		return fmt.Errorf("not now: %s has no full copy of the connections; force resigns all the same", status.PeerNode)
 	}
 	return nil
