@@ -1,6 +1,7 @@
 package lab_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -105,7 +107,8 @@ func audited(t *testing.T, l *lab.Lab, balancer string) {
 // running is a pgbench that runs beside what else a test does.
 type running struct {
 	t    *testing.T
-	out  []byte
+	cmd  *lab.Cmd
+	out  bytes.Buffer
 	err  error
 	done chan struct{}
 }
@@ -117,12 +120,24 @@ func background(t *testing.T, l *lab.Lab, bench load.Pgbench, args ...string) *r
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &running{t: t, done: make(chan struct{})}
+	r := &running{t: t, cmd: cmd, done: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = &r.out, &r.out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
 	go func() {
 		defer close(r.done)
-		r.out, r.err = cmd.CombinedOutput()
+		r.err = cmd.Wait()
 	}()
 	return r
+}
+
+// end has pgbench end before its time: by the alarm that it has set itself.
+func (r *running) end() {
+	r.t.Helper()
+	if err := r.cmd.Process.Signal(syscall.SIGALRM); err != nil {
+		r.t.Error(err)
+	}
 }
 
 // faultless waits for pgbench to end, which it must have done without an error.
@@ -130,14 +145,14 @@ func (r *running) faultless() load.PgbenchResult {
 	r.t.Helper()
 	<-r.done
 	if r.err != nil {
-		r.t.Fatalf("%v\n%s", r.err, r.out)
+		r.t.Fatalf("%v\n%s", r.err, &r.out)
 	}
-	result, err := load.ParsePgbench(string(r.out))
+	result, err := load.ParsePgbench(r.out.String())
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	if result.Failed != 0 || result.Aborted != 0 || result.Transactions == 0 {
-		r.t.Errorf("of %d transactions %d failed, and %d clients aborted:\n%s", result.Transactions, result.Failed, result.Aborted, r.out)
+		r.t.Errorf("of %d transactions %d failed, and %d clients aborted:\n%s", result.Transactions, result.Failed, result.Aborted, &r.out)
 	}
 	r.t.Logf("pgbench: %.0f tps, %v", result.TPS, result.Latency)
 	return result

@@ -1,7 +1,6 @@
 package lab_test
 
 import (
-	"context"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -197,51 +196,32 @@ func testPoolerKilled6(t *testing.T, l *lab.Lab) {
 }
 
 // outages measures what a fault of the balancer that has both VIPs does to
-// either service, and waits until the other one has both.
+// either service, and waits until the other one has both. Who is connected may
+// not notice.
 func outages(t *testing.T, l *lab.Lab, fault func(victim string) error) (victim string) {
 	t.Helper()
 	victim = active(t, l)
 	if _, err := l.WaitActive(within(t, 5*time.Second), victim); err != nil {
 		t.Fatalf("the VIPs are not on one balancer: %v", err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	defer func() { cancel(); running.Wait() }()
-	var probers []*load.Prober
-	begin := time.Now()
-	for _, address := range []string{lab.Service, lab.Service6} {
-		p := &load.Prober{
-			Try:   load.Answer(l.DialContext(lab.Client), address, lab.Database, lab.Database),
-			Every: 10 * time.Millisecond, Timeout: load.AttemptTimeout,
-		}
-		running.Go(func() { p.Run(ctx) })
-		if err := p.AwaitSuccess(within(t, 10*time.Second), begin); err != nil {
-			t.Fatal(err)
-		}
-		probers = append(probers, p)
-	}
-	at := time.Now()
-	if err := fault(victim); err != nil {
+	held, err := load.Hold(within(t, time.Minute), 30, connectorOf(t, l, lab.ServiceName6))
+	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.WaitActive(within(t, 10*time.Second), other(victim)); err != nil {
-		t.Fatal(err)
-	}
-	taken := time.Now()
-	for i, p := range probers {
-		// Attempts that were made before this and lost have failed by then.
-		if err := p.AwaitSuccess(within(t, 10*time.Second), taken.Add(load.AttemptTimeout)); err != nil {
+	defer held.Close()
+	seen := probed(t, l, func() error { return fault(victim) }, func() {
+		if _, err := l.WaitActive(within(t, 10*time.Second), other(victim)); err != nil {
 			t.Fatal(err)
 		}
-		o, err := load.OutageSince(p.Attempts(), at)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("%s did not answer for %v; %d of %d attempts failed", services[i], o.Lasted, o.Failed, o.Attempts)
+	}, lab.Service, lab.Service6)
+	for i, o := range seen {
 		// 3 advertisements and a skew are 361 ms; the rest is for a busy machine.
 		if o.Lasted > 2*time.Second {
 			t.Errorf("%s did not answer for %v", services[i], o.Lasted)
 		}
+	}
+	if lost := held.Lost(t.Context()); lost != 0 {
+		t.Errorf("%d of 30 connections are lost", lost)
 	}
 	return victim
 }

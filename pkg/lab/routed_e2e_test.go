@@ -225,9 +225,18 @@ func testToldThroughTwin(t *testing.T, l *lab.Lab) {
 }
 
 // testRemoteActiveKilled: the gateway learns who has the VIP now, like any
-// client on the LAN.
+// client on the LAN, and connections go on.
 func testRemoteActiveKilled(t *testing.T, l *lab.Lab) {
 	victim := active(t, l)
+	held := map[string]*load.Held{}
+	for _, service := range services {
+		h, err := load.Hold(within(t, time.Minute), 15, remoteConnector(t, l, service))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		held[service] = h
+	}
 	if err := l.Kill(victim); err != nil {
 		t.Fatal(err)
 	}
@@ -241,6 +250,9 @@ func testRemoteActiveKilled(t *testing.T, l *lab.Lab) {
 		}
 		if err := conn.Close(t.Context()); err != nil {
 			t.Error(err)
+		}
+		if lost := held[service].Lost(t.Context()); lost != 0 {
+			t.Errorf("%d of 15 connections of %s are lost", lost, service)
 		}
 	}
 }

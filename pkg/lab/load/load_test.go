@@ -66,13 +66,13 @@ func TestOutageSince(t *testing.T) {
 		want     Outage
 		fails    bool
 	}{
-		{name: "nothing noticed", attempts: []Attempt{at(-10, 2, nil), at(5, 2, nil), at(15, 2, nil)}, want: Outage{Attempts: 2}},
+		{name: "nothing noticed", attempts: []Attempt{at(-10, 2, nil), at(5, 2, nil), at(15, 2, nil)}, want: Outage{Gap: 15 * time.Millisecond, Attempts: 2}},
 		{
 			name: "an attempt under way is lost, those at first still served count for nothing",
 			attempts: []Attempt{
 				at(-5, 900, lost), at(5, 2, nil), at(15, 900, lost), at(25, 900, lost), at(35, 20, nil), at(45, 3, nil),
 			},
-			want: Outage{Lasted: 48 * time.Millisecond, Attempts: 5, Failed: 3},
+			want: Outage{Lasted: 48 * time.Millisecond, Gap: 41 * time.Millisecond, Attempts: 5, Failed: 3},
 		},
 		{name: "no answer since", attempts: []Attempt{at(-5, 2, nil), at(5, 900, lost)}, fails: true},
 		{name: "nothing tried since", attempts: []Attempt{at(-5, 2, nil)}, fails: true},
@@ -114,7 +114,7 @@ func TestProber(t *testing.T) {
 			t.Error("the attempts are not in the order of their start")
 		}
 		got, err := OutageSince(attempts, begin.Add(45*time.Millisecond))
-		want := Outage{Lasted: 255 * time.Millisecond, Attempts: 36, Failed: 25}
+		want := Outage{Lasted: 255 * time.Millisecond, Gap: 260 * time.Millisecond, Attempts: 36, Failed: 25}
 		if err != nil || got != want {
 			t.Errorf("got %+v, %v; want %+v", got, err, want)
 		}

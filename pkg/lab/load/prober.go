@@ -109,7 +109,11 @@ const AttemptTimeout = 900 * time.Millisecond
 type Outage struct {
 	// Lasted is the time from the fault to the first answer after which no
 	// attempt failed any more; zero if none failed at all.
-	Lasted   time.Duration
+	Lasted time.Duration
+	// Gap is the longest time between two answers, from the last one before the
+	// fault on. Single failures, which a busy machine causes by itself, do not
+	// count.
+	Gap      time.Duration
 	Attempts int // begun after the fault
 	Failed   int // of all; those under way when it happened included
 }
@@ -145,7 +149,26 @@ func OutageSince(attempts []Attempt, t time.Time) (Outage, error) {
 	if o.Failed == 0 {
 		o.Lasted = 0
 	}
+	o.Gap = gap(attempts, t)
 	return o, nil
+}
+
+// gap returns the longest time between two answers, of which the second came
+// after t. An attempt answers when it ends.
+func gap(attempts []Attempt, t time.Time) (longest time.Duration) {
+	var ends []time.Time
+	for _, a := range attempts {
+		if a.Err == nil {
+			ends = append(ends, a.Start.Add(a.Took))
+		}
+	}
+	slices.SortFunc(ends, time.Time.Compare)
+	for i := 1; i < len(ends); i++ {
+		if ends[i].After(t) {
+			longest = max(longest, ends[i].Sub(ends[i-1]))
+		}
+	}
+	return longest
 }
 
 // answerLimit is longer than any first answer of a server, in bytes.
