@@ -31,6 +31,7 @@ func TestDemo(t *testing.T) {
 	for _, want := range []string{
 		"| pgbench select-only, simple ", "| pgbench tpcb-like, prepared ", "| TPC-B's sums ",
 		"| pooler2 killed -9: marked down, up ", "killed -9: VIP answers again ",
+		"| daemon of lb1 killed -9: held connections broken | 0 of 60 ",
 		"| stats page and metrics of lb2 ", "\neverything worked", "\n  pgsteer-lab exec client -- psql ",
 	} {
 		if !strings.Contains(out.String(), want) {

@@ -62,7 +62,8 @@ func (s *show) poolerDies(ctx context.Context) error {
 	return nil
 }
 
-// balancerDies kills the active balancer's daemon.
+// balancerDies kills the active balancer's daemon. The other one knows its
+// connections.
 func (s *show) balancerDies(ctx context.Context) error {
 	victim, err := s.lab.WaitActive(ctx)
 	if err != nil {
@@ -94,6 +95,9 @@ func (s *show) balancerDies(ctx context.Context) error {
 		heir, ms, outage.Failed, outage.Attempts, lost, held.Len()))
 	s.add("daemon of "+victim+" killed -9: VIP answers again", "after %.0f ms, from %s (%d of %d probes failed)", ms, heir, outage.Failed, outage.Attempts)
 	s.add("daemon of "+victim+" killed -9: held connections broken", "%d of %d", lost, held.Len())
+	if lost > 0 {
+		s.fail(fmt.Errorf("%d held connections broke when the daemon of %s died", lost, victim))
+	}
 	if err := s.lab.Start(ctx, victim); err != nil {
 		return err
 	}
