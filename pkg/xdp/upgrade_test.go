@@ -105,7 +105,10 @@ func TestAnotherSizeOfTables(t *testing.T) {
 		{"all of it", func(c *Config) { c.FlowTableSize, c.HalfOpenFlows, c.IPv6 = 2048, 1024, true }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			f := newFixture(t, func(c *Config) { c.HalfOpenFlows = 512 })
+			f := newFixture(t, func(c *Config) {
+				c.HalfOpenFlows, c.Timeouts = 512, DefaultTimeouts
+				c.Timeouts.SYN = time.Hour // an emulated machine takes its time
+			})
 			const flows = 60
 			var clients, backends [flows]segment
 			for n := range flows {
