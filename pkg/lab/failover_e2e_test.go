@@ -22,9 +22,7 @@ import (
 func TestLabFailover(t *testing.T) {
 	o := quickOptions("fo")
 	o.Balancer.Preempt = true
-	// What ends while the daemon is dead and its lease runs is not told to the
-	// other node, which counts it until it asks both ends.
-	o.Balancer.Established = 2 * time.Second
+	o.Balancer.Established = 2 * time.Second // so that the idle ones are asked across each fault
 	l := raise(t, o)
 	command(t, l, lab.Client, "pgbench", "-i", "-q", "-s", "10")
 	start := func() error { return l.Start(within(t, 20*time.Second), lab.LB1) }
@@ -211,6 +209,13 @@ func whole(t *testing.T, l *lab.Lab) {
 	if err := l.WaitBackends(within(t, 10*time.Second), lb.Up, lab.Poolers()...); err != nil {
 		t.Fatal(err)
 	}
+	bothSynced(t, l)
+}
+
+// bothSynced waits until each balancer could go on with the other one's
+// connections.
+func bothSynced(t *testing.T, l *lab.Lab) {
+	t.Helper()
 	for _, balancer := range lab.Balancers() {
 		eventually(t, 10*time.Second, func() error {
 			if !synced(t, l, balancer) {

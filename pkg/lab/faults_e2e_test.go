@@ -173,6 +173,7 @@ func failover(t *testing.T, l *lab.Lab, fault func(victim string) error) (victim
 func outage(t *testing.T, l *lab.Lab, fault func(victim string) error) (victim string, o load.Outage) {
 	t.Helper()
 	victim = active(t, l)
+	bothSynced(t, l)
 	held, err := load.Hold(within(t, time.Minute), 30, connector(t, l))
 	if err != nil {
 		t.Fatal(err)

@@ -204,6 +204,7 @@ func outages(t *testing.T, l *lab.Lab, fault func(victim string) error) (victim 
 	if _, err := l.WaitActive(within(t, 5*time.Second), victim); err != nil {
 		t.Fatalf("the VIPs are not on one balancer: %v", err)
 	}
+	bothSynced(t, l)
 	held, err := load.Hold(within(t, time.Minute), 30, connectorOf(t, l, lab.ServiceName6))
 	if err != nil {
 		t.Fatal(err)

@@ -66,11 +66,15 @@ func needLab(t *testing.T) {
 
 // quickOptions are those of a lab that ages flows fast. Health checks are
 // quicker too, so that a pooler's death costs the tests 2 s and not 6.
+//
+// Idle connections are asked after 5 s and not a day: what ends while its daemon
+// is dead and the lease still runs is not told to the other balancer, which
+// counts it until then.
 func quickOptions(suffix string) lab.Options {
 	return lab.Options{
 		Name: labName(suffix), BinDir: binDir,
 		Balancer: lab.BalancerOptions{
-			SYN: 2 * time.Second, TimeWait: 2 * time.Second, FIN: 5 * time.Second, Reset: time.Second,
+			SYN: 2 * time.Second, Established: 5 * time.Second, TimeWait: 2 * time.Second, FIN: 5 * time.Second, Reset: time.Second,
 			SweepInterval: 200 * time.Millisecond, CheckInterval: 500 * time.Millisecond,
 			LogLevel: "debug",
 		},

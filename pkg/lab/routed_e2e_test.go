@@ -228,6 +228,7 @@ func testToldThroughTwin(t *testing.T, l *lab.Lab) {
 // client on the LAN, and connections go on.
 func testRemoteActiveKilled(t *testing.T, l *lab.Lab) {
 	victim := active(t, l)
+	bothSynced(t, l)
 	held := map[string]*load.Held{}
 	for _, service := range services {
 		h, err := load.Hold(within(t, time.Minute), 15, remoteConnector(t, l, service))
