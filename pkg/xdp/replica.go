@@ -52,20 +52,42 @@ func isReplicated(flags balancerFlowFlag) bool {
 	return flags&balancerFlowFlagFLOW_SYN_ACK != 0 && flags&balancerFlowFlagFLOW_CLOSED == 0
 }
 
-// leasedVIPs are the indexes of the addresses that this node answers for.
-func leasedVIPs(f familyTables, clock clock) (own [maxVIPs]bool, err error) {
-	all, err := f.vips()
+// standing is what this node has to do with one of the addresses.
+type standing struct {
+	own   bool   // it answers for it
+	since uint32 // it took it over then, age units; only if moved
+	moved bool
+}
+
+// standings are those of all addresses, by their indexes.
+func (b *Balancer) standings(f familyTables, clock clock) (all [maxVIPs]standing, err error) {
+	vips, err := f.vips()
 	if err != nil {
-		return own, err
+		return all, err
 	}
-	for _, row := range all {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for addr, row := range vips {
 		until, err := f.lease(row.Index)
 		if err != nil {
-			return own, err
+			return all, err
 		}
-		own[row.Index] = until > clock.now()
+		s := &all[row.Index]
+		s.own = until > clock.now()
+		s.since, s.moved = b.took[addr]
 	}
-	return own, nil
+	return all, nil
+}
+
+// settleTime is how long after a take-over flows are given to show that they
+// live, before those that have not are asked.
+const settleTime = 5 * time.Second
+
+// isDoubtful says of a flow that was seen last then whether it may have ended
+// unheard: the node that served it before may have forwarded packets that it
+// could tell of no more.
+func (s *standing) isDoubtful(seen uint32, clock clock) bool {
+	return s.own && s.moved && clock.age(s.since) > settleTime && int32(seen-s.since) < 0
 }
 
 // record is a flow as another node gets it. reverse may be nil: that half is
@@ -107,12 +129,12 @@ func (b *Balancer) Each(own bool, fn func(*lb.FlowRecord) bool) error {
 		return err
 	}
 	for _, f := range b.tables.families() {
-		leased, err := leasedVIPs(f, clock)
+		vips, err := b.standings(f, clock)
 		if err != nil {
 			return err
 		}
 		more := true
-		err = f.eachRecord(func(vip uint16) bool { return leased[vip%maxVIPs] == own }, clock, func(r *lb.FlowRecord) bool {
+		err = f.eachRecord(func(vip uint16) bool { return vips[vip%maxVIPs].own == own }, clock, func(r *lb.FlowRecord) bool {
 			more = fn(r)
 			return more
 		})

@@ -297,3 +297,45 @@ func TestReplicasDoNotGetOld(t *testing.T) {
 		f.wantState(c, c.number(3), "")
 	})
 }
+
+// A connection that ended while its node could tell of it no more is asked for
+// soon after the take-over, and those that live go on.
+func TestDoubtfulReplicasAreAsked(t *testing.T) {
+	p := newTwo(t, func(c *Config) { c.ProbeInterval = time.Nanosecond })
+	p.each(t, func(p two, c cast) {
+		f := p.standby
+		lives, silent := p.active.establish(c.syn(1)), p.active.establish(c.syn(2))
+		for _, r := range p.active.records(true) {
+			r.Idle = time.Minute
+			f.store(0, r)
+		}
+		p.active.lease(c, 0)
+		f.lease(c, time.Hour)
+		f.must(f.sweep())
+		if n := len(f.probes.asked); n != 0 {
+			f.t.Fatalf("%d flows are asked at once", n)
+		}
+		f.mu.Lock()
+		for addr, since := range f.took {
+			clock, err := f.tables.clock()
+			f.must(err)
+			f.took[addr] = since - (clock.before(0) - clock.before(2*settleTime))
+		}
+		f.mu.Unlock()
+		f.clientSays(&lives, ack|psh, "select 1")
+		f.must(f.sweep())
+		if n := len(f.probes.asked); n != 1 || f.probes.asked[flowID{silent.c.src, c.vip}] == nil {
+			f.t.Fatalf("%d flows are asked: %v", n, f.probes.asked)
+		}
+		// It answers, and is left alone from then on.
+		silent.c.flags, silent.b.flags = ack, ack
+		f.expect(silent.c, "tx_forward")
+		f.expect(silent.b, "tx_reverse")
+		f.must(f.sweep())
+		f.must(f.sweep())
+		if n := len(f.probes.asked); n != 0 {
+			f.t.Errorf("%d flows are still asked", n)
+		}
+		f.wantState(c, silent.c.src, "established")
+	})
+}

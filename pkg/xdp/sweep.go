@@ -65,7 +65,7 @@ func (b *Balancer) sweep() error {
 	}
 	count := newCount()
 	for _, f := range b.tables.families() {
-		own, err := leasedVIPs(f, clock)
+		vips, err := b.standings(f, clock)
 		if err != nil {
 			return err
 		}
@@ -73,11 +73,13 @@ func (b *Balancer) sweep() error {
 			if !count.see(flags, uint32(backend)) {
 				return keep, 0
 			}
-			limit := b.cfg.Timeouts.lifetime(flags)
+			limit, at := b.cfg.Timeouts.lifetime(flags), &vips[vip%maxVIPs]
 			switch {
+			case b.cfg.Replicate && isIdle(flags) && at.isDoubtful(seen, clock):
+				return idle, 0
 			case clock.age(seen) <= limit:
 				return keep, 0
-			case b.cfg.Replicate && isReplicated(flags) && !own[vip]:
+			case b.cfg.Replicate && isReplicated(flags) && !at.own:
 				return keep, 0 // its packets are seen by the other node
 			case isIdle(flags):
 				return idle, 0

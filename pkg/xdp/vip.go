@@ -137,6 +137,13 @@ func (b *Balancer) RenewLease(addr netip.Addr, d time.Duration) error {
 	if err != nil {
 		return err
 	}
+	until, err := f.lease(row.Index)
+	if err != nil {
+		return err
+	}
+	if until <= clock.jiffies {
+		b.took[addr] = clock.before(0)
+	}
 	return f.setLease(row.Index, clock.after(d))
 }
 

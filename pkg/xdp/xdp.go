@@ -167,6 +167,7 @@ type Balancer struct {
 	resets     *resetter
 	placed     []placedBackend
 	neighbours map[netip.Addr]macAddr
+	took       map[netip.Addr]uint32     // since when this node answers for an address; age units
 	trouble    map[netip.AddrPort]string // why backends have no next hop, as it was logged
 
 	audit  atomic.Pointer[auditResult]
@@ -240,6 +241,7 @@ func prepared(cfg Config) (*Balancer, error) {
 		iface:      iface,
 		ns:         netns.None(),
 		neighbours: make(map[netip.Addr]macAddr),
+		took:       make(map[netip.Addr]uint32),
 		drift:      make(map[uint32]int64),
 		resets:     newResetter(),
 	}
