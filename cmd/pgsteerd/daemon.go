@@ -113,7 +113,7 @@ func (d *balancerDaemon) openBalancer() error {
 // openController restores what operators have said in earlier lives, tells the
 // datapath its addresses and services, and listens for what operators say next.
 func (d *balancerDaemon) openController() error {
-	d.controller = lb.NewController(d.balancer, d.log)
+	d.controller = lb.NewController(carefulDatapath{d.balancer, d.isolated}, d.log)
 	orders, err := loadOrders(d.cfg.Admin.StateFile, d.log)
 	if err != nil {
 		return err
@@ -196,7 +196,7 @@ func (d *balancerDaemon) openRouters() error {
 		d.routers = append(d.routers, r)
 		d.supervisor.add(r.Snapshot, f)
 	}
-	d.supervisor.tookOver = d.controller.ResetDown
+	d.supervisor.isolated, d.supervisor.checkAll, d.supervisor.resetDown = d.isolated, d.checkAll, d.controller.ResetDown
 	if d.sync != nil {
 		d.sync.routers = d.routers
 	}
@@ -258,6 +258,13 @@ func (d *balancerDaemon) run(ctx context.Context) error {
 		base = append(base, part{"the replication", d.sync.run})
 	}
 	return runParts(ctx, routers, base)
+}
+
+// checkAll has every backend checked now.
+func (d *balancerDaemon) checkAll() {
+	for _, t := range d.checker.Snapshot() {
+		d.checker.Nudge(t.Service, t.Backend)
+	}
 }
 
 // thenDrain has the other node know of the connections that were opened until a

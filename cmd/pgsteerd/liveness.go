@@ -55,10 +55,15 @@ type supervisor struct {
 	fences   []*fence // of the routers, in the same order
 	notify   func(state string)
 	watchdog time.Duration // 0: nobody waits for a sign of life
-	tookOver func()        // called when a router has become active; may be nil
+	// What becomes of backends that are down when this node has taken over; nil:
+	// nobody minds.
+	isolated  func() bool
+	checkAll  func()
+	resetDown func()
 
 	alive  []liveness
 	took   []uint64 // how often each router has become active, as last seen
+	settle settling
 	ready  bool
 	stuck  bool
 	status string
@@ -101,7 +106,7 @@ func (s *supervisor) run(ctx context.Context) error {
 // election the daemon is ready: whatever cannot run has failed by then.
 func (s *supervisor) look(now time.Time) {
 	var states, stuck []string
-	ready := true
+	ready, tookOver := true, false
 	for i, router := range s.routers {
 		snapshot := router()
 		ready = ready && (snapshot.State != vrrp.Init || snapshot.Fault != "")
@@ -110,11 +115,16 @@ func (s *supervisor) look(now time.Time) {
 		}
 		states = append(states, snapshot.Name+" "+snapshot.State.String())
 		s.fences[i].observe(snapshot, now)
-		if snapshot.BecameActive != s.took[i] {
-			s.took[i] = snapshot.BecameActive
-			if s.tookOver != nil {
-				s.tookOver()
-			}
+		tookOver = tookOver || snapshot.BecameActive != s.took[i]
+		s.took[i] = snapshot.BecameActive
+	}
+	if s.isolated != nil {
+		check, reset := s.settle.look(tookOver, s.isolated(), now)
+		if check {
+			s.checkAll()
+		}
+		if reset {
+			s.resetDown()
 		}
 	}
 	if len(stuck) > 0 != s.stuck {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -33,6 +34,10 @@ type replication struct {
 	nudge    func(service, backend string)
 	log      *slog.Logger
 	routers  []*vrrp.Router // set before it runs
+
+	mu     sync.Mutex
+	copied bool   // this node has a copy of the other node's connections
+	blind  string // a backend that the other node finds to be up, and this one does not; "": none
 }
 
 // openSync opens the link, or does nothing when there is no other node.
@@ -98,8 +103,10 @@ func (r *replication) watch(ctx context.Context) error {
 		case <-tick.C:
 			peer, ago, ok := r.link.Peer()
 			if !ok || ago > stale {
+				r.sees("")
 				continue
 			}
+			r.sees(blindTo(peer.Backends, r.checks()))
 			for _, b := range said.news(peer.Backends, r.checks()) {
 				r.log.Debug("the other node finds a backend to be down; checking it", "service", b.Service, "backend", b.Backend, "reason", b.Reason)
 				r.nudge(b.Service, b.Backend)
@@ -152,15 +159,51 @@ func (r *replication) state() flowsync.State {
 	return s
 }
 
-// synced tells the virtual routers whether this node can take over without
-// ending connections.
+// blindTo returns a backend that the other node finds to be up and this one does
+// not: its clients would be told that it is down, as soon as this node took over.
+func blindTo(theirs []flowsync.BackendState, ours []health.TargetStatus) string {
+	up := make(map[[2]string]bool)
+	for _, t := range ours {
+		up[[2]string{t.Service, t.Backend}] = t.Up
+	}
+	for _, b := range theirs {
+		if ours, configured := up[[2]string{b.Service, b.Backend}]; b.Known && b.Up && configured && !ours {
+			return b.Service + "/" + b.Backend
+		}
+	}
+	return ""
+}
+
+// synced notes whether there is a copy of the other node's connections.
 func (r *replication) synced(yes bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.copied = yes
+	r.tell()
+}
+
+// sees notes a backend that only the other node finds to be up.
+func (r *replication) sees(blind string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if blind != r.blind {
+		r.blind = blind
+		r.tell()
+	}
+}
+
+// tell tells the virtual routers whether this node can take over without
+// ending connections.
+func (r *replication) tell() {
 	reason := ""
-	if !yes {
+	switch {
+	case !r.copied:
 		reason = "no copy of the other node's connections"
+	case r.blind != "":
+		reason = "the other node finds " + r.blind + " to be up, this one does not"
 	}
 	for _, router := range r.routers {
-		router.SetSynced(yes, reason)
+		router.SetSynced(reason == "", reason)
 	}
 }
 
@@ -203,11 +246,17 @@ func (d *balancerDaemon) witness() (ago time.Duration, ok bool) {
 // witnessTimeout is how old such a sign may be: checks come at intervals, and
 // one of them may fail.
 func witnessTimeout(cfg *config.Config) time.Duration {
+	return max(vrrp.DefaultWitnessTimeout, checkTime(cfg)+time.Second)
+}
+
+// checkTime is in what time a check is begun and answered, of the service that
+// is checked most often.
+func checkTime(cfg *config.Config) time.Duration {
 	shortest := time.Duration(0)
 	for _, s := range cfg.Services {
 		if d := s.Check.Interval + s.Check.Timeout; shortest == 0 || d < shortest {
 			shortest = d
 		}
 	}
-	return max(vrrp.DefaultWitnessTimeout, shortest+time.Second)
+	return shortest
 }
