@@ -2,6 +2,7 @@ package xdp
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"os"
 	"testing"
 
@@ -121,7 +122,7 @@ func loadForFuzzing(f *testing.F) (*tables, *ebpf.Program) {
 	if err := four.Maps[balancerMapPrograms].Put(uint32(programIPv6), six.Programs[balancer6ProgBalancer6]); err != nil {
 		f.Fatal(err)
 	}
-	b := Balancer{tables: t}
+	b := Balancer{tables: t, took: make(map[netip.Addr]uint32)}
 	if err := b.SetVIPs([]lb.VIPStats{{Addr: cast4.vip.Addr()}, {Addr: cast6.vip.Addr()}}); err != nil {
 		f.Fatal(err)
 	}
