@@ -16,8 +16,8 @@ import (
 )
 
 // poolerConfig turns PgBouncer's configuration into the pooler's.
-func poolerConfig(f *bouncer.Config) (pooler.Config, error) {
-	c := pooler.DefaultConfig()
+func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
+	c = pooler.DefaultConfig()
 	for _, host := range f.ListenAddr {
 		if host == "*" {
 			host = ""
@@ -34,6 +34,17 @@ func poolerConfig(f *bouncer.Config) (pooler.Config, error) {
 	}[f.AuthType]
 	c.MaxClients = f.MaxClientConn
 	c.PoolSize = f.DefaultPoolSize
+	if c.PoolMode, err = poolMode(f.PoolMode); err != nil {
+		return c, err
+	}
+	c.ServerResetQuery, c.ServerResetQueryAlways = f.ServerResetQuery, f.ServerResetQueryAlways
+	c.UserSettings = make(map[string]pooler.User, len(f.UserSettings))
+	for i := range f.UserSettings {
+		u := &f.UserSettings[i]
+		if c.UserSettings[u.Name], err = userSettings(u); err != nil {
+			return c, err
+		}
+	}
 	c.MaxPrepared = f.MaxPreparedStatements
 	c.IgnoreStartup = f.IgnoreStartupParameters
 	c.ClientLoginTimeout = f.ClientLoginTimeout
@@ -70,23 +81,42 @@ func poolerConfig(f *bouncer.Config) (pooler.Config, error) {
 
 	c.Databases = make(map[string]pooler.Database, len(f.Databases))
 	for _, d := range f.Databases {
-		c.Databases[d.Name] = database(&d)
+		if c.Databases[d.Name], err = database(&d); err != nil {
+			return c, err
+		}
 	}
 	if f.Fallback != nil {
-		d := database(f.Fallback)
+		d, err := database(f.Fallback)
+		if err != nil {
+			return c, err
+		}
 		c.Fallback = &d
 	}
 	return c, nil
 }
 
-func database(d *bouncer.Database) pooler.Database {
-	out := pooler.Database{
+// poolMode turns PgBouncer's word for a pool mode, or "", into the pooler's.
+func poolMode(word string) (pooler.PoolMode, error) {
+	if word == "" {
+		return pooler.PoolInherit, nil
+	}
+	return pooler.ParsePoolMode(word)
+}
+
+func userSettings(u *bouncer.UserSetting) (out pooler.User, err error) {
+	out.PoolMode, err = poolMode(u.PoolMode)
+	return out, err
+}
+
+func database(d *bouncer.Database) (out pooler.Database, err error) {
+	out = pooler.Database{
 		Name: d.Name, Host: d.Host, Port: uint16(d.Port), DBName: d.DBName, User: d.User, PoolSize: d.PoolSize,
 	}
 	if d.Password != "" {
 		out.Secret = pgwire.PlainSecret(d.Password)
 	}
-	return out
+	out.PoolMode, err = poolMode(d.PoolMode)
+	return out, err
 }
 
 const (

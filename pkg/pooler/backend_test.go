@@ -246,7 +246,7 @@ func (b *backend) exec(text string, simple bool) bool {
 	case "deallocate":
 		clear(b.stmts)
 		tag = "DEALLOCATE ALL"
-	case "discard":
+	case "discard", "DISCARD":
 		clear(b.stmts)
 		b.unnamed = nil
 		tag = "DISCARD ALL"

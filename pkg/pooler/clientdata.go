@@ -302,6 +302,9 @@ func (m *machine) expect(sv *server, x expect) {
 		sv.busyAt = m.now
 		if cl := sv.client; cl != nil {
 			cl.requestedAt = m.now
+			if cl.linkedAt == outsideTransaction {
+				cl.linkedAt = m.now
+			}
 		}
 	}
 	sv.expects.push(x)

@@ -42,6 +42,15 @@ type Config struct {
 	// PoolSize bounds the server connections of a pool (a database and user)
 	// whose Database does not say otherwise.
 	PoolSize int
+	// PoolMode is for databases and users that do not say otherwise.
+	// PoolInherit means PoolTransaction.
+	PoolMode PoolMode
+	// UserSettings are what is special about users, by name.
+	UserSettings map[string]User
+	// ServerResetQuery cleans a server when its client has left it in session
+	// pooling, or always. Empty: none.
+	ServerResetQuery       string
+	ServerResetQueryAlways bool
 	// MaxPrepared bounds the prepared statements on a server connection. 0
 	// switches the support for them off: names are passed on as they are.
 	MaxPrepared int
@@ -97,6 +106,7 @@ type Database struct {
 	User     string
 	Secret   pgwire.Secret
 	PoolSize int // 0: Config.PoolSize
+	PoolMode PoolMode
 
 	auto bool // made from Config.Fallback
 }
@@ -107,6 +117,8 @@ func DefaultConfig() Config {
 	return Config{
 		MaxClients:           4000,
 		PoolSize:             70,
+		PoolMode:             PoolTransaction,
+		ServerResetQuery:     "DISCARD ALL",
 		MaxPrepared:          200,
 		ClientLoginTimeout:   60 * time.Second,
 		QueryWaitTimeout:     120 * time.Second,

@@ -25,7 +25,7 @@ func (m *machine) clientParse(cl *client, b []byte, total int) (used, need int) 
 	if sv.expects.unsure(unsureNamed) && !sv.copyIn {
 		return m.stall(sv)
 	}
-	if m.limits.maxPrepared == 0 {
+	if m.maxPrepared(cl.pool) == 0 {
 		m.expect(sv, expect{kind: expectReplies, n: 1})
 		sv.flight = true
 		return m.take(cl, b, total, false)

@@ -24,6 +24,7 @@ func (m *machine) tick() {
 		m.clientGone(cl, "client does not close")
 	}
 	m.tickSettling()
+	m.tickTesting()
 	m.tickPeriod()
 }
 
@@ -90,6 +91,10 @@ func (m *machine) stop() {
 			switch c.cl.state {
 			case clientGreeting, clientIdle, clientWaiting, clientSetting, clientRefusing:
 				m.refuseClient(c.cl, refusedShutdown, errShutdown)
+			case clientActive:
+				if c.cl.resting() {
+					m.refuseClient(c.cl, refusedShutdown, errShutdown)
+				}
 			}
 		case c.sv.state == serverIdle:
 			m.closeServer(c.sv, "shutting down")

@@ -127,6 +127,9 @@ func (p *Pooler) database(name string) *Database {
 	if d.PoolSize == 0 {
 		d.PoolSize = p.config.PoolSize
 	}
+	if d.PoolMode == PoolInherit {
+		d.PoolMode = p.config.PoolMode
+	}
 	return &d
 }
 

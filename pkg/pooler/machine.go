@@ -46,7 +46,10 @@ type limits struct {
 	cancelWait     time.Duration
 	statsPeriod    time.Duration
 	parting        time.Duration // for a client that took its leave to close
-	gatherBudget   int           // bytes of unfinished messages, over all clients
+	resetMsg       []byte        // the query that cleans a session for the next client; nil: none
+	resetAlways    bool          // it also runs where transactions are pooled
+	users          map[string]User
+	gatherBudget   int // bytes of unfinished messages, over all clients
 
 	login, logout, trouble slog.Level // of what is logged about each connection
 }
@@ -81,6 +84,9 @@ func limitsOf(c *Config) limits {
 		cancelWait:     c.CancelWaitTimeout,
 		statsPeriod:    c.StatsPeriod,
 		parting:        cmp.Or(c.parting, partingTimeout),
+		resetMsg:       queryMsg(c.ServerResetQuery),
+		resetAlways:    c.ServerResetQueryAlways,
+		users:          c.UserSettings,
 		gatherBudget:   gatherBudget,
 		login:          levelIf(c.LogConnections, slog.LevelInfo),
 		logout:         levelIf(c.LogDisconnections, slog.LevelInfo),
@@ -125,6 +131,7 @@ type machine struct {
 
 	closing  list[client]
 	settling list[server]
+	testing  list[server]
 
 	arena  arena
 	outqs  []*outq
@@ -150,6 +157,7 @@ func newMachine(l limits, w world, log *slog.Logger) *machine {
 		stmts:    stmts{byKey: make(map[string]*stmt)},
 		closing:  list[client]{at: clientLink},
 		settling: list[server]{at: serverLink},
+		testing:  list[server]{at: serverLink},
 		arena:    arena{buf: make([]byte, arenaSize)},
 	}
 }

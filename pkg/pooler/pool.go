@@ -19,6 +19,9 @@ type pool struct {
 	key  poolKey
 	db   *Database
 	size int
+	mode PoolMode
+	// resets: a server is cleaned by a query before the next client gets it.
+	resets bool
 
 	clients [numClientStates]int // how many in each state
 	servers [numServerStates]int
@@ -76,11 +79,12 @@ func (m *machine) poolFor(db *Database, user string) *pool {
 		return p
 	}
 	p := &pool{
-		key: key, db: db, size: db.PoolSize,
+		key: key, db: db,
 		idle:     list[server]{at: serverLink},
 		waiting:  list[client]{at: clientLink},
 		greeting: list[client]{at: clientLink},
 	}
+	m.configure(p)
 	m.pools[key] = p
 	return p
 }
@@ -90,7 +94,7 @@ func (p *pool) open() int { return p.live() + p.dialing }
 
 // live returns the number of servers that are logged in.
 func (p *pool) live() int {
-	return p.servers[serverIdle] + p.servers[serverActive] + p.servers[serverSettling] + p.servers[serverHeld]
+	return p.servers[serverIdle] + p.servers[serverActive] + p.servers[serverSettling] + p.servers[serverTesting] + p.servers[serverHeld]
 }
 
 // failing reports whether the pool has no server and the database refuses to
@@ -107,7 +111,7 @@ func (p *pool) cachedFailure() *pgwire.Error {
 
 // grow dials servers while clients wait for more than are on their way.
 func (m *machine) grow(p *pool) {
-	need := p.waiting.n
+	need := p.waiting.n - p.servers[serverTesting] // those are free soon
 	if p.params == nil {
 		need = max(need, min(p.greeting.n, 1))
 	}
@@ -225,6 +229,7 @@ func (m *machine) link(cl *client, sv *server) {
 	m.moveServer(sv, serverActive)
 	sv.client, cl.server = cl, sv
 	sv.touched, sv.stalled, sv.lastType = false, false, 0
+	sv.unreset = cl.pool.resets
 	cl.linkedAt, cl.cancelWanted = m.now, false
 	if sv.vars == cl.vars {
 		m.moveClient(cl, clientActive)
@@ -270,8 +275,7 @@ func (m *machine) setDone(cl *client, sv *server) {
 // release ends a transaction: the server is clean, the client owes nothing.
 func (m *machine) release(cl *client, sv *server) {
 	if sv.touched {
-		cl.pool.stats.Transactions++
-		cl.pool.stats.TransactionTime += m.now - cl.linkedAt
+		m.countTransaction(cl)
 	}
 	cl.server, sv.client = nil, nil
 	m.moveClient(cl, clientIdle)
@@ -298,6 +302,9 @@ func (m *machine) handOut(sv *server) {
 		m.closeServer(sv, "shutting down")
 	case sv.touched && m.now-sv.openedAt >= m.limits.serverLifetime:
 		m.closeServer(sv, "server lifetime over")
+	case sv.unreset:
+		sv.unreset = false
+		m.test(sv, m.limits.resetMsg, resetFailed)
 	case p.waiting.head != nil:
 		cl := p.waiting.head
 		m.link(cl, sv)

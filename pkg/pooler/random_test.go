@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,6 +39,7 @@ type actor struct {
 	greeted bool
 
 	violence bool // servers may die
+	mode     PoolMode
 }
 
 // generate makes the actor's next flight.
@@ -58,6 +60,10 @@ func (a *actor) generate(r *rand.Rand) []byte {
 	case 4:
 		add(msgQuery("fail " + tag))
 	case 5, 6:
+		if a.mode == PoolStatement {
+			add(msgQuery("begin;" + row + ";commit"))
+			break
+		}
 		add(msgQuery("begin"))
 		a.inTx = true
 	case 7, 8:
@@ -67,6 +73,9 @@ func (a *actor) generate(r *rand.Rand) []byte {
 		// The text is unique, or shared with the other clients.
 		name := fmt.Sprintf("n%d", len(a.names))
 		text := []string{row, "row shared", "begin", "rows 2 shared"}[r.IntN(4)]
+		if a.mode == PoolStatement && text == "begin" {
+			text = row
+		}
 		a.names = append(a.names, name)
 		add(msgParse(name, text), syncMsg)
 		a.await = true // or a later flight would rely on what may yet fail
@@ -176,6 +185,7 @@ func randomRun(t *testing.T, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, 1))
 	w := newFakeWorld(t, func(l *limits) { l.maxPrepared = 1 + r.IntN(6) })
 	db := database("d", 1+r.IntN(3))
+	db.PoolMode = []PoolMode{PoolTransaction, PoolTransaction, PoolSession, PoolStatement}[r.IntN(4)]
 	w.chunk = func(have int) int { return 1 + r.IntN(min(have, 1+r.IntN(2000))) }
 	w.room = func(_ *conn, want int) int {
 		if r.IntN(4) > 0 {
@@ -187,7 +197,7 @@ func randomRun(t *testing.T, seed uint64) {
 
 	actors := make([]*actor, 2+r.IntN(6))
 	for i := range actors {
-		a := &actor{id: i, ref: newBackend(), violence: violence}
+		a := &actor{id: i, ref: newBackend(), violence: violence, mode: db.PoolMode}
 		var set []pgwire.Param
 		if r.IntN(2) == 0 {
 			name := fmt.Sprintf("app%d", r.IntN(3))
@@ -226,11 +236,11 @@ func randomRun(t *testing.T, seed uint64) {
 		}
 	}
 	w.chunk, w.room = nil, nil
-	finish(t, w, actors, seed)
+	finish(t, w, r, actors, seed)
 }
 
 // finish lets everybody come to the end, and looks that nothing is left.
-func finish(t *testing.T, w *fakeWorld, actors []*actor, seed uint64) {
+func finish(t *testing.T, w *fakeWorld, r *rand.Rand, actors []*actor, seed uint64) {
 	rest := func() {
 		for range 3 {
 			for _, c := range w.order {
@@ -251,20 +261,25 @@ func finish(t *testing.T, w *fakeWorld, actors []*actor, seed uint64) {
 		if a.left || a.killed {
 			continue
 		}
-		a.ref.feed(a.todo)
-		a.collect()
-		w.send(&a.cl.conn, a.todo)
-		a.todo = nil
 		// Whatever is open is closed, so that those who wait get their turn.
-		end := append(msgQuery("rollback"), msgQuery("row end")...)
+		end := slices.Concat(a.todo, msgQuery("rollback"), msgQuery("row end"))
+		a.todo = nil
 		a.ref.feed(end)
 		a.collect()
 		w.send(&a.cl.conn, end)
+	}
+	// In session pooling each has to leave for that.
+	for range actors {
 		rest()
+		for _, a := range actors {
+			a.check(t, seed)
+			if a.mode == PoolSession && !a.left && !a.killed && len(a.p.got) == len(a.want) {
+				a.leave(w, r)
+			}
+		}
 	}
 	rest()
 	for _, a := range actors {
-		a.check(t, seed)
 		if !a.left && !a.killed && len(a.p.got) != len(a.want) {
 			t.Fatalf("seed %d: client %d in state %d has %d bytes of answers, want %d:\n got …%q\nwant …%q", seed, a.id, a.cl.state,
 				len(a.p.got), len(a.want), tail(a.p.got), tail(a.want))

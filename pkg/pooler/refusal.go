@@ -18,13 +18,14 @@ const (
 	refusedMemory                      // statements or unfinished messages beyond their bound
 	refusedServerLost                  // its server died in its transaction
 	refusedShutdown                    // the pooler stops
+	refusedStatement                   // a transaction in statement pooling
 	refusedConsole                     // neither admin nor stats user, or too many of them
 	numRefusals
 )
 
 var refusalNames = [numRefusals]string{
 	"startup", "auth", "login_timeout", "max_client_conn", "no_database", "startup_parameter",
-	"server_login", "query_wait_timeout", "protocol", "memory", "server_lost", "shutdown", "console",
+	"server_login", "query_wait_timeout", "protocol", "memory", "server_lost", "shutdown", "statement_pooling", "console",
 }
 
 // String returns the name under which the refusal is counted.

@@ -101,8 +101,12 @@ func (m *machine) serverMessage(sv *server, b []byte) (used, need int) {
 	sv.in.left, sv.in.drop = total-n, true
 	switch typ {
 	case pgwire.MsgNoticeResponse:
-		m.relay(sv, typ, b[:n], m.visible(sv))
+		m.relay(sv, typ, b[:n], m.visible(sv) || m.inSession(sv))
 	case pgwire.MsgNotification:
+		if m.inSession(sv) {
+			m.relay(sv, typ, b[:n], true)
+			break
+		}
 		sv.pool.stats.Notifications++
 	case pgwire.MsgParameterStatus:
 		visible := m.visible(sv) || sv.client != nil && sv.expects.n == 0
@@ -271,6 +275,10 @@ func (m *machine) serverReady(sv *server, b []byte) {
 	sv.status = status
 	cl := sv.client
 	if kind != expectOwnQuery {
+		if status != pgwire.TxIdle && sv.pool.mode == PoolStatement && cl != nil {
+			m.breakUp(sv, errStatementPooling.Message, refusedStatement, errStatementPooling)
+			return
+		}
 		if cl != nil {
 			m.relay(sv, pgwire.MsgReadyForQuery, b, true)
 			cl.pool.stats.Queries++
@@ -297,14 +305,19 @@ func (m *machine) atRest(sv *server) {
 		m.settled(sv) // what is left is the message that will never be whole
 		return
 	}
-	if sv.expects.n > 0 || sv.flight || sv.copyIn || sv.state != serverActive && sv.state != serverSettling {
+	if sv.expects.n > 0 || sv.flight || sv.copyIn {
 		return
 	}
-	if sv.client == nil {
+	switch {
+	case sv.state == serverTesting:
+		m.tested(sv)
+	case sv.state != serverActive && sv.state != serverSettling:
+	case sv.client == nil:
 		m.settled(sv)
-		return
-	}
-	if sv.status == pgwire.TxIdle && sv.client.in.atBoundary() && sv.client.state == clientActive {
+	case sv.status != pgwire.TxIdle || !sv.client.in.atBoundary() || sv.client.state != clientActive:
+	case sv.pool.mode == PoolSession && sv.touched:
+		m.sessionRests(sv.client)
+	default:
 		m.release(sv.client, sv)
 	}
 }

@@ -59,7 +59,7 @@ func (s *console) pools() error {
 	}
 	s.header(poolColumns)
 	for i := range rows {
-		s.poolRow(&rows[i], "transaction")
+		s.poolRow(&rows[i], rows[i].Mode.String())
 	}
 	open, _ := s.p.openConsoles()
 	own := poolRow{PoolSnapshot: PoolSnapshot{Database: consoleDatabase, User: consoleDatabase, ClientsActive: len(open)}}
@@ -81,7 +81,7 @@ func (s *console) poolRow(r *poolRow, mode string) {
 		r.held,
 		r.ServersIdle,
 		0, // an idle server is not checked before it is used
-		r.ServersSettling - r.held,
+		r.ServersSettling - r.held + r.ServersTesting,
 		r.ServersLogin,
 		int(r.MaxWait / time.Second),
 		int(r.MaxWait % time.Second / time.Microsecond),
@@ -111,7 +111,7 @@ func (s *console) databases() error {
 	byName := s.p.databaseRows(pools)
 	s.header(databaseColumns)
 	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		s.databaseRow(byName[name], "")
+		s.databaseRow(byName[name], s.p.config.Databases[name].PoolMode.String())
 	}
 	open, _ := s.p.openConsoles()
 	own := Database{Name: consoleDatabase, DBName: consoleDatabase, User: consoleDatabase, PoolSize: maxConsoles}
@@ -136,7 +136,7 @@ func (p *Pooler) databaseRows(pools []poolRow) map[string]*databaseRow {
 			row = &databaseRow{db: r.db}
 			byName[r.Database] = row
 		}
-		row.servers += r.ServersActive + r.ServersIdle + r.ServersLogin + r.ServersSettling
+		row.servers += r.servers()
 		row.clients += r.ClientsActive + r.ClientsIdle + r.ClientsLogin + r.ClientsWaiting
 	}
 	return byName
@@ -183,7 +183,7 @@ func (s *console) lists() error {
 	open, _ := s.p.openConsoles()
 	connected, servers := int(s.p.clients.Load()), 0
 	for i := range pools {
-		servers += pools[i].ServersActive + pools[i].ServersIdle + pools[i].ServersLogin + pools[i].ServersSettling
+		servers += pools[i].servers()
 	}
 	s.header(listColumns)
 	for _, l := range []struct {
@@ -224,7 +224,7 @@ func (s *console) users() error {
 	servers, clients := make(map[string]int), make(map[string]int)
 	for i := range pools {
 		r := &pools[i]
-		servers[r.User] += r.ServersActive + r.ServersIdle + r.ServersLogin + r.ServersSettling
+		servers[r.User] += r.servers()
 	}
 	if err := s.p.eachSocket(func(k *socket) {
 		if !k.server {
@@ -243,7 +243,7 @@ func (s *console) users() error {
 		s.rows.Text(name)
 		s.rows.Text("")
 		s.rows.Text("")
-		s.rows.Null()
+		s.textOrNull(s.p.config.UserSettings[name].PoolMode.String())
 		for _, n := range []int{0, servers[name], 0, clients[name]} {
 			s.rows.Int(int64(n))
 		}

@@ -31,6 +31,7 @@ const (
 	serverIdle                 // clean and free
 	serverActive               // a client has it
 	serverSettling             // its client went away in the middle: it is being cleaned
+	serverTesting              // it runs a query of the configuration, to be cleaned or checked
 	serverHeld                 // clean, but a cancel request for its last client is still on its way
 	serverGone
 	numServerStates
@@ -73,7 +74,9 @@ type client struct {
 	connectedAt time.Duration
 	requestedAt time.Duration // when its last query was sent on; 0: never
 	since       time.Duration // of waiting, greeting or closing
-	linkedAt    time.Duration
+	// linkedAt is since when it has its server, or in session pooling since when
+	// its transaction goes on.
+	linkedAt time.Duration
 }
 
 // server is a server connection after its login.
@@ -81,7 +84,7 @@ type server struct {
 	conn
 	state serverState
 	pool  *pool
-	lk    link[server] // in pool.idle
+	lk    link[server] // in pool.idle, machine.settling or machine.testing
 
 	client *client // in state active
 
@@ -118,7 +121,9 @@ type server struct {
 	// leave, our ROLLBACK was sent.
 	cut, graceful, rolledBack bool
 
-	setError *pgwire.Error // why our SET failed
+	setError *pgwire.Error // why our own query failed
+	testing  string        // what it means if the query that it runs fails
+	unreset  bool          // to be cleaned by the reset query before anybody else gets it
 
 	openedAt time.Duration
 	since    time.Duration // of the present state
@@ -169,6 +174,10 @@ func (m *machine) moveServer(sv *server, to serverState) {
 	p.servers[to]++
 	sv.since = m.now
 	if l := m.serverList(p, to); l != nil {
+		if to == serverTesting {
+			l.pushBack(sv) // who has been tested longest is first
+			return
+		}
 		// The most recently used server goes first: its caches are warm, and
 		// the others reach their idle timeout.
 		l.pushFront(sv)
@@ -181,6 +190,8 @@ func (m *machine) serverList(p *pool, s serverState) *list[server] {
 		return &p.idle
 	case serverSettling:
 		return &m.settling
+	case serverTesting:
+		return &m.testing
 	}
 	return nil
 }

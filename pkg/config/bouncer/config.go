@@ -49,6 +49,12 @@ type Config struct {
 	AdminUsers []string // who may do everything in the console
 	StatsUsers []string // who may look
 
+	PoolMode     string        // session, transaction or statement
+	UserSettings []UserSetting // the entries of [users], in the order of the file
+
+	ServerResetQuery       string // "" is none
+	ServerResetQueryAlways bool
+
 	DefaultPoolSize       int // servers per database and user, at least 1
 	MaxClientConn         int // at least 1
 	MaxPreparedStatements int // per server; 0 turns the tracking off
@@ -91,6 +97,13 @@ type Database struct {
 	User     string // who logs in to the server; empty for the client's user
 	Password string // of User; only with User
 	PoolSize int    // the database's own or DefaultPoolSize
+	PoolMode string // "" for the Config's
+}
+
+// UserSetting is an entry of [users]: what is special about a user.
+type UserSetting struct {
+	Name     string
+	PoolMode string // "" for the database's
 }
 
 // User is a line of the user list.
@@ -128,6 +141,8 @@ func defaults() Config {
 		ListenPort:            6432,
 		ListenBacklog:         128,
 		AuthType:              AuthMD5,
+		PoolMode:              "session",
+		ServerResetQuery:      "DISCARD ALL",
 		DefaultPoolSize:       20,
 		MaxClientConn:         100,
 		MaxPreparedStatements: 200,

@@ -47,10 +47,9 @@ var settings = map[string]rule[file]{
 		f.TrustedBalancers, err = parseNetworks(value)
 		return err
 	}),
-	"pool_mode": supported(func(f *file, value string) error {
-		f.poolMode = true
-		return checkPoolMode(value)
-	}),
+	"pool_mode":                 setPoolMode(func(f *file) *string { return &f.PoolMode }),
+	"server_reset_query":        setText(func(f *file) *string { return &f.ServerResetQuery }),
+	"server_reset_query_always": setBool(func(f *file) *bool { return &f.ServerResetQueryAlways }),
 
 	"auth_dbname":                 only[file](""),
 	"auth_hba_file":               only[file](""),
@@ -99,8 +98,6 @@ var settings = map[string]rule[file]{
 	"server_check_delay":          {},
 	"server_check_query":          only[file](""),
 	"server_fast_close":           off[file](),
-	"server_reset_query":          moot[file](mootSession),
-	"server_reset_query_always":   off[file](),
 	"server_round_robin":          off[file](),
 	"server_tls13_ciphers":        only[file](""),
 	"server_tls_ca_file":          only[file](""),
@@ -158,6 +155,8 @@ var defaultTexts = map[string]string{
 	"server_idle_timeout":       "600",
 	"server_lifetime":           "3600",
 	"server_login_retry":        "15",
+	"server_reset_query":        "DISCARD ALL",
+	"server_reset_query_always": "0",
 	"so_reuseport":              "0",
 	"stats_period":              "60",
 	"stats_users":               "",
@@ -173,7 +172,7 @@ var databaseKeys = map[string]rule[Database]{
 	"user":      setString(func(d *Database) *string { return &d.User }),
 	"password":  setString(func(d *Database) *string { return &d.Password }),
 	"pool_size": setInt(1, maxPool, func(d *Database) *int { return &d.PoolSize }),
-	"pool_mode": supported(func(_ *Database, value string) error { return checkPoolMode(value) }),
+	"pool_mode": setPoolMode(func(d *Database) *string { return &d.PoolMode }),
 
 	"application_name":          {},
 	"auth_dbname":               {},
@@ -208,17 +207,16 @@ func setHost(d *Database, value string) error {
 }
 
 // userKeys are the parameters in the value of an entry of [users] (parse_user
-// in PgBouncer's loader.c). An entry may say that a user is like the others, no
-// more.
-var userKeys = map[string]rule[struct{}]{
-	"client_idle_timeout":         off[struct{}](),
-	"idle_transaction_timeout":    off[struct{}](),
-	"max_user_client_connections": off[struct{}](),
-	"max_user_connections":        off[struct{}](),
-	"pool_mode":                   supported(func(_ *struct{}, value string) error { return checkPoolMode(value) }),
+// in PgBouncer's loader.c).
+var userKeys = map[string]rule[UserSetting]{
+	"client_idle_timeout":         off[UserSetting](),
+	"idle_transaction_timeout":    off[UserSetting](),
+	"max_user_client_connections": off[UserSetting](),
+	"max_user_connections":        off[UserSetting](),
+	"pool_mode":                   setPoolMode(func(u *UserSetting) *string { return &u.PoolMode }),
 	"pool_size":                   {},
-	"query_timeout":               off[struct{}](),
+	"query_timeout":               off[UserSetting](),
 	"query_wait_timeout":          {},
-	"reserve_pool_size":           off[struct{}](),
-	"transaction_timeout":         off[struct{}](),
+	"reserve_pool_size":           off[UserSetting](),
+	"transaction_timeout":         off[UserSetting](),
 }

@@ -35,7 +35,6 @@ func Load(path string) (Config, []Warning, error) {
 type file struct {
 	Config
 	warnings []Warning
-	poolMode bool // pool_mode was given
 
 	given   map[string]string // values in [pgbouncer]
 	current string            // section
@@ -81,7 +80,7 @@ func (f *file) entry(at line, key, value string) error {
 	case "databases":
 		return f.database(at, key, value)
 	case "users":
-		return f.user(at, value)
+		return f.user(at, key, value)
 	case "peers":
 		return at.errorf("section [peers] is known to PgBouncer but not supported yet")
 	}
@@ -130,13 +129,18 @@ func (f *file) database(at line, name, value string) error {
 // longer ones could never be asked for.
 const maxDBName = 63
 
-// user parses an entry of [users], which changes nothing.
-func (f *file) user(at line, value string) error {
+// user parses an entry of [users].
+func (f *file) user(at line, name, value string) error {
 	pairs, err := parseConnstr(value)
 	if err != nil {
 		return at.errorf("%v", err)
 	}
-	return applyPairs(at, "users", userKeys, &struct{}{}, pairs)
+	u := UserSetting{Name: name}
+	if err := applyPairs(at, "users", userKeys, &u, pairs); err != nil {
+		return err
+	}
+	f.UserSettings = append(f.UserSettings, u)
+	return nil
 }
 
 // applyPairs applies a connection string, whose keys may appear once.
@@ -167,8 +171,6 @@ func (f *file) finish(path string) error {
 	switch {
 	case len(f.ListenAddr) == 0:
 		return at("listen_addr").errorf("listen_addr names no address: unix sockets alone are known to PgBouncer but not supported yet")
-	case !f.poolMode:
-		return whole.errorf("pool_mode is not set, and session, its default in PgBouncer, is not supported yet: want pool_mode = transaction")
 	case len(f.Databases) == 0 && f.Fallback == nil:
 		return whole.errorf("section [databases] has no entry")
 	case f.AuthFile == "":

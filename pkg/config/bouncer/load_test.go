@@ -37,6 +37,9 @@ func TestLoadGood(t *testing.T) {
 		ReusePort:              true,
 		AuthType:               AuthSCRAM,
 		AuthFile:               "testdata/good.txt",
+		PoolMode:               "transaction",
+		UserSettings:           []UserSetting{{Name: "alice", PoolMode: "transaction"}},
+		ServerResetQueryAlways: true,
 		DefaultPoolSize:        70,
 		MaxClientConn:          4000,
 		MaxPreparedStatements:  500,
@@ -66,7 +69,7 @@ func TestLoadGood(t *testing.T) {
 		Databases: []Database{
 			{Name: "app", Host: "192.168.1.6", Port: 5432, DBName: "production", PoolSize: 70},
 			{Name: "two words", Host: "db.example.net", Port: 5432, DBName: "two words", User: "forced", Password: "it's = secret", PoolSize: 5},
-			{Name: "reports", Host: "/run/postgresql", Port: 5432, DBName: "reports", PoolSize: 70},
+			{Name: "reports", Host: "/run/postgresql", Port: 5432, DBName: "reports", PoolSize: 70, PoolMode: "transaction"},
 		},
 		Fallback: &Database{Name: "*", Host: "192.168.1.6", Port: 5432, PoolSize: 70},
 	}
@@ -86,7 +89,7 @@ func TestLoadGood(t *testing.T) {
 	}
 	for _, s := range settings {
 		switch s.Key {
-		case "server_reset_query", "pkt_buf", "dns_max_ttl":
+		case "pkt_buf", "dns_max_ttl":
 			t.Errorf("%s is listed, which says nothing about this pooler", s.Key)
 		}
 	}
@@ -95,7 +98,6 @@ func TestLoadGood(t *testing.T) {
 		texts = append(texts, w.String())
 	}
 	wantTexts := []string{
-		"testdata/good.ini:31: server_reset_query has no effect: server_reset_query is for session pooling, it does not run in transaction pooling",
 		"testdata/good.txt: the secrets in it can be read by everyone on this host (mode 0644)",
 		`testdata/good.txt: user "postgres" of admin_users is not in it and cannot log in`,
 		`testdata/good.txt: user "old" has an md5 secret and cannot log in with scram-sha-256`,
@@ -112,7 +114,7 @@ func TestLoadDefaults(t *testing.T) {
 	users := filepath.Join(dir, "users.txt")
 	write(t, users, `"a" "b"`)
 	ini := filepath.Join(dir, "pgbouncer.ini")
-	write(t, ini, "[databases]\nd=host=h\n[pgbouncer]\nlisten_addr=*\npool_mode=transaction\nauth_file="+users)
+	write(t, ini, "[databases]\nd=host=h\n[pgbouncer]\nlisten_addr=*\nauth_file="+users)
 	got, warnings, err := Load(ini)
 	if err != nil || len(warnings) != 0 {
 		t.Fatal(err, warnings)
@@ -120,6 +122,7 @@ func TestLoadDefaults(t *testing.T) {
 	want := Config{
 		ListenAddr: []string{"*"}, ListenPort: 6432, ListenBacklog: 128,
 		AuthType: AuthMD5, AuthFile: users, Users: []User{{"a", "b"}},
+		PoolMode: "session", ServerResetQuery: "DISCARD ALL",
 		DefaultPoolSize: 20, MaxClientConn: 100, MaxPreparedStatements: 200,
 		ServerConnectTimeout: 15 * time.Second, ServerLoginRetry: 15 * time.Second,
 		ServerLifetime: 3600 * time.Second, ServerIdleTimeout: 600 * time.Second,
@@ -129,7 +132,7 @@ func TestLoadDefaults(t *testing.T) {
 		Databases: []Database{{Name: "d", Host: "h", Port: 5432, DBName: "d", PoolSize: 20}},
 	}
 	for _, s := range got.Settings {
-		given := map[string]string{"listen_addr": "*", "pool_mode": "transaction", "auth_file": users}[s.Key]
+		given := map[string]string{"listen_addr": "*", "auth_file": users}[s.Key]
 		if given == "" && s.Value != s.Default || given != "" && s.Value != given {
 			t.Errorf("setting %+v", s)
 		}
@@ -184,7 +187,7 @@ func TestLoadBad(t *testing.T) {
 			}
 		})
 	}
-	if tested < 70 {
+	if tested < 68 {
 		t.Errorf("only %d fixtures found", tested)
 	}
 }

@@ -21,7 +21,6 @@ type rule[T any] struct {
 
 // The rules that recur.
 const (
-	mootSession = "server_reset_query is for session pooling, it does not run in transaction pooling"
 	mootUnix    = "there is no unix socket to listen on"
 	mootSyslog  = "logging to syslog is off"
 	mootReserve = "there is no reserve pool"
@@ -126,6 +125,14 @@ func setList[T any](field func(*T) *[]string) rule[T] {
 	})
 }
 
+// setText is for texts that may be empty.
+func setText[T any](field func(*T) *string) rule[T] {
+	return supported(func(dst *T, value string) error {
+		*field(dst) = value
+		return nil
+	})
+}
+
 func setString[T any](field func(*T) *string) rule[T] {
 	return supported(func(dst *T, value string) error {
 		if value == "" {
@@ -150,13 +157,14 @@ func setAuthType(c *Config, value string) error {
 	return fmt.Errorf("%q is not one of scram-sha-256, md5 and trust", value)
 }
 
-// checkPoolMode accepts transaction pooling alone.
-func checkPoolMode(value string) error {
-	switch strings.ToLower(value) {
-	case "transaction":
+// setPoolMode takes one of PgBouncer's pool modes.
+func setPoolMode[T any](field func(*T) *string) rule[T] {
+	return supported(func(dst *T, value string) error {
+		v := strings.ToLower(value)
+		if v != "session" && v != "transaction" && v != "statement" {
+			return fmt.Errorf("%q is not one of session, transaction and statement", value)
+		}
+		*field(dst) = v
 		return nil
-	case "session", "statement":
-		return fmt.Errorf("%q is known to PgBouncer but not supported yet: want transaction", value)
-	}
-	return fmt.Errorf("%q is not transaction", value)
+	})
 }
