@@ -124,12 +124,7 @@ func (p *Pooler) database(name string) *Database {
 	if d.DBName == "" {
 		d.DBName = name
 	}
-	if d.PoolSize == 0 {
-		d.PoolSize = p.config.PoolSize
-	}
-	if d.PoolMode == PoolInherit {
-		d.PoolMode = p.config.PoolMode
-	}
+	p.config.inherit(&d)
 	return &d
 }
 
