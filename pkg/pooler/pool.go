@@ -22,6 +22,12 @@ type pool struct {
 	epoch uint64
 	size  int
 	mode  PoolMode
+	// minSize servers are kept open, reserve more opened for clients that have
+	// waited long.
+	minSize, reserve int
+	dbUse, userUse   *usage
+	blocked          bool // by a limit that it shares with other pools
+	yield            bool // the next server that is free is closed in another pool's favour
 	// resets: a server is cleaned by a query before the next client gets it.
 	resets bool
 
@@ -86,6 +92,7 @@ func (m *machine) poolFor(db *Database, user string) *pool {
 		waiting:  list[client]{at: clientLink},
 		greeting: list[client]{at: clientLink},
 	}
+	p.dbUse, p.userUse = m.dbUses.take(db.Name), m.userUses.take(user)
 	m.configure(p)
 	m.pools[key] = p
 	return p
@@ -109,18 +116,6 @@ func (p *pool) failing(now time.Duration) bool {
 func (p *pool) cachedFailure() *pgwire.Error {
 	return pgwire.NewError(pgwire.SeverityFatal, p.failure.Code,
 		"server login has been failing, cached error: "+p.failure.Message+" (server_login_retry)")
-}
-
-// grow dials servers while clients wait for more than are on their way.
-func (m *machine) grow(p *pool) {
-	need := p.waiting.n - p.servers[serverTesting] // those are free soon
-	if p.params == nil {
-		need = max(need, min(p.greeting.n, 1))
-	}
-	for p.dialing < min(need, maxDialsPerPool) && p.open() < p.size && m.now >= p.retryAt && !m.stopping {
-		p.dialing++
-		m.world.dial(p)
-	}
 }
 
 // loggedIn is a server that a dial made.
@@ -160,6 +155,7 @@ func (m *machine) addServer(p *pool, n loggedIn) *server {
 // refused in a way that waiting does not mend.
 func (m *machine) loginFailed(p *pool, e *pgwire.Error, lasting bool) {
 	p.dialing--
+	m.countServers(p, -1)
 	p.failures++
 	p.failure, p.lasting = e, lasting
 	p.stats.ServerLoginFailures++
@@ -310,6 +306,9 @@ func (m *machine) handOut(sv *server) {
 	case sv.unreset && len(m.limits.resetMsg) > 0:
 		sv.unreset = false
 		m.test(sv, m.limits.resetMsg, resetFailed)
+	case p.yield:
+		p.yield = false
+		m.closeServer(sv, "evicted")
 	case p.waiting.head != nil:
 		cl := p.waiting.head
 		m.link(cl, sv)
@@ -319,6 +318,7 @@ func (m *machine) handOut(sv *server) {
 	default:
 		sv.expects.shrink()
 		m.moveServer(sv, serverIdle)
+		m.freed = true
 	}
 }
 
@@ -354,7 +354,10 @@ func (m *machine) serverGone(sv *server, reason string) {
 		}
 	}
 	m.leave(&sv.conn, endNow)
-	m.grow(sv.pool)
+	m.countServers(sv.pool, -1)
+	if !m.blocked { // else others may have waited longer, see settleLimits
+		m.grow(sv.pool)
+	}
 }
 
 // lastingFailure tells a login that the server refuses for good from one that

@@ -122,6 +122,7 @@ func (p *Pooler) Run(ctx context.Context) error {
 	for _, ln := range p.listeners {
 		accepting.Go(func() { p.accept(ln) })
 	}
+	p.loop.post(p.prefill)
 	release := context.AfterFunc(ctx, p.stop)
 	defer release()
 	err := p.loop.run()

@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/pgsteer/pgsteer/pkg/pgwire"
@@ -37,13 +38,21 @@ func ParsePoolMode(s string) (PoolMode, error) {
 // as, for clients the one that they are.
 type User struct {
 	PoolMode PoolMode
+	PoolSize int // 0: the database's
+	// ReservePoolSize is 0 for the database's, negative for none.
+	ReservePoolSize int
+	// MaxConnections and MaxClientConnections are 0 for the Config's.
+	MaxConnections       int // of its servers, over all databases
+	MaxClientConnections int
 }
 
 // configure gives a pool its settings: the user's, else the database's, which
 // has inherited the Config's already.
 func (m *machine) configure(p *pool) {
 	user := m.limits.users[p.key.user]
-	p.size = p.db.PoolSize
+	p.size = cmp.Or(user.PoolSize, p.db.PoolSize)
+	p.minSize = max(p.db.MinPoolSize, 0)
+	p.reserve = max(cmp.Or(user.ReservePoolSize, p.db.ReservePoolSize), 0)
 	p.mode = p.db.PoolMode
 	if user.PoolMode != PoolInherit {
 		p.mode = user.PoolMode

@@ -33,7 +33,10 @@ func (p *Pooler) reload(c Config) error {
 		p.log.Warn("setting cannot be changed at run time, restart to apply it", "setting", name)
 	}
 	p.inForce.Store(s)
-	p.loop.post(func() { p.loop.m.reconfigure(s.limits, s.database) })
+	p.loop.post(func() {
+		p.loop.m.reconfigure(s.limits, s.database)
+		p.prefill()
+	})
 	return nil
 }
 
@@ -64,7 +67,8 @@ func (c *Config) keepFixed(old *Config) (changed []string) {
 func (d *Database) sameServers(e *Database) bool {
 	a, b := *d, *e
 	for _, db := range []*Database{&a, &b} {
-		db.PoolSize, db.PoolMode, db.auto = 0, 0, false
+		db.PoolSize, db.MinPoolSize, db.ReservePoolSize, db.MaxConnections, db.MaxClientConnections = 0, 0, 0, 0, 0
+		db.PoolMode, db.auto = 0, false
 		db.Secret = pgwire.Secret{} // as in PgBouncer: it is for the next login
 	}
 	return reflect.DeepEqual(a, b)
@@ -94,9 +98,9 @@ func (m *machine) reconfigure(l limits, database func(name string) *Database) {
 			}
 		}
 		m.configure(p)
-		m.shrink(p)
 		m.grow(p)
 	}
+	m.freed = true // a limit may have been raised
 }
 
 // follow gives a pool its database's new settings. A pool for the user that a
@@ -113,6 +117,10 @@ func (m *machine) follow(p *pool, db *Database) {
 	}
 	delete(m.pools, p.key)
 	p.key, p.keys = key, nil
+	p.userUse.servers -= p.open()
+	m.userUses.drop(p.userUse)
+	p.userUse = m.userUses.take(db.User)
+	p.userUse.servers += p.open()
 	p.failure, p.failures, p.retryAt = nil, 0, 0
 	m.pools[key] = p
 }
@@ -129,13 +137,6 @@ func (m *machine) replaceServers(p *pool) {
 func (m *machine) closeIdle(p *pool, why string) {
 	for p.idle.head != nil {
 		m.closeServer(p.idle.head, why)
-	}
-}
-
-// shrink closes idle servers beyond the pool's size.
-func (m *machine) shrink(p *pool) {
-	for p.idle.tail != nil && p.live() > p.size {
-		m.closeServer(p.idle.tail, "too many servers in the pool")
 	}
 }
 

@@ -57,12 +57,7 @@ func (s *settings) database(name string) *Database {
 	if d.DBName == "" {
 		d.DBName = name
 	}
-	if d.PoolSize == 0 {
-		d.PoolSize = s.PoolSize
-	}
-	if d.PoolMode == PoolInherit {
-		d.PoolMode = s.PoolMode
-	}
+	s.inherit(&d)
 	return &d
 }
 

@@ -1,10 +1,12 @@
 package pooler
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unsafe"
@@ -150,15 +152,23 @@ func (s *console) databaseRow(r *databaseRow, mode string) {
 	s.rows.Text(r.db.DBName)
 	s.textOrNull(r.db.User)
 	s.rows.Int(int64(r.db.PoolSize))
-	s.rows.Int(0)
-	s.rows.Int(0)
+	s.rows.Int(int64(max(r.db.MinPoolSize, 0)))
+	s.rows.Int(int64(max(r.db.ReservePoolSize, 0)))
 	s.rows.Int(int64(s.p.conf().ServerLifetime / time.Second))
 	s.textOrNull(mode)
 	s.rows.Null()
-	for _, n := range []int{0, r.servers, 0, r.clients, 0, 0} {
+	for _, n := range []int{max(r.db.MaxConnections, 0), r.servers, max(r.db.MaxClientConnections, 0), r.clients, 0, 0} {
 		s.rows.Int(int64(n))
 	}
 	s.endRow()
+}
+
+// numberOrNone writes a setting of a user: 0 is not set, negative is 0.
+func numberOrNone(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.Itoa(max(n, 0))
 }
 
 func (s *console) textOrNull(text string) {
@@ -241,10 +251,14 @@ func (s *console) users() error {
 	for _, name := range slices.Sorted(maps.Keys(s.p.conf().Users)) {
 		s.rows.Begin()
 		s.rows.Text(name)
-		s.rows.Text("")
-		s.rows.Text("")
-		s.textOrNull(s.p.conf().UserSettings[name].PoolMode.String())
-		for _, n := range []int{0, servers[name], 0, clients[name]} {
+		user := s.p.conf().UserSettings[name]
+		s.rows.Text(numberOrNone(user.PoolSize))
+		s.rows.Text(numberOrNone(user.ReservePoolSize))
+		s.textOrNull(user.PoolMode.String())
+		for _, n := range []int{
+			cmp.Or(user.MaxConnections, s.p.conf().MaxUserConnections), servers[name],
+			cmp.Or(user.MaxClientConnections, s.p.conf().MaxUserClientConnections), clients[name],
+		} {
 			s.rows.Int(int64(n))
 		}
 		s.endRow()

@@ -55,6 +55,7 @@ type client struct {
 	key      pgwire.CancelKey
 	protocol pgwire.Version
 	login    string // the user that it is
+	use      *usage // of that user; nil when it is not counted any more
 	addr     netip.AddrPort
 	local    netip.AddrPort
 	vars     vars

@@ -91,7 +91,12 @@ func database(name string, size int) *Database {
 
 // newClient logs a client in.
 func (w *fakeWorld) newClient(db *Database, set ...pgwire.Param) (*client, *peer) {
-	n := newcomer{database: db, user: "u", protocol: pgwire.Protocol30, addr: netip.MustParseAddrPort("10.0.0.1:1000")}
+	return w.newClientAs(db, "u", set...)
+}
+
+// newClientAs logs a client in as some user.
+func (w *fakeWorld) newClientAs(db *Database, user string, set ...pgwire.Param) (*client, *peer) {
+	n := newcomer{database: db, user: user, login: user, protocol: pgwire.Protocol30, addr: netip.MustParseAddrPort("10.0.0.1:1000")}
 	for _, p := range set {
 		i := varIndex(p.Name)
 		n.vars[i], n.varsSet[i] = p.Value, true
