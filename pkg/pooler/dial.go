@@ -2,7 +2,6 @@ package pooler
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"path/filepath"
 	"strconv"
@@ -61,9 +60,9 @@ func (p *Pooler) connect(db *Database, login pgwire.ServerLogin) (loggedIn, erro
 	ctx, cancel := context.WithTimeout(p.ctx, p.conf().ServerConnectTimeout)
 	defer cancel()
 	network, addr := db.address()
-	conn, err := p.dialer.DialContext(ctx, network, addr)
+	conn, secured, err := p.dialServer(ctx, network, addr, db.Host)
 	if err != nil {
-		return loggedIn{}, fmt.Errorf("connecting to server: %w", err)
+		return loggedIn{}, err
 	}
 	session, err := pgwire.ConnectServer(ctx, conn, login)
 	if err != nil {
@@ -72,12 +71,13 @@ func (p *Pooler) connect(db *Database, login pgwire.ServerLogin) (loggedIn, erro
 	}
 	n := loggedIn{
 		id: p.ids.Add(1), key: session.Key, params: session.Params,
-		network: network, addr: conn.RemoteAddr().String(), local: addrOf(conn.LocalAddr()),
+		tls: secured, network: network, addr: conn.RemoteAddr().String(), local: addrOf(conn.LocalAddr()),
 	}
 	if network == "unix" {
 		n.addr = addr
 	}
-	if n.fd, err = takeFD(conn); err != nil {
+	n.tlsInfo, _ = secured.describeTLS()
+	if n.fd, err = takeTLS(conn, secured); err != nil {
 		return loggedIn{}, err
 	}
 	return n, nil
@@ -97,9 +97,9 @@ func (p *Pooler) adoptServer(pl *pool, n loggedIn) {
 
 // cancelOn implements world: it sends a cancel request to a server.
 func (p *Pooler) cancelOn(sv *server) {
-	network, addr, key := sv.network, sv.addr, sv.key
+	network, addr, host, key := sv.network, sv.addr, sv.pool.db.Host, sv.key
 	p.wg.Go(func() {
-		if err := p.requestCancel(network, addr, key); err != nil {
+		if err := p.requestCancel(network, addr, host, key); err != nil {
 			p.log.Warn("failed to cancel on server", "server", key.PID, "error", err)
 		}
 		// At the end of the loop nobody waits for it any more.
@@ -107,15 +107,15 @@ func (p *Pooler) cancelOn(sv *server) {
 	})
 }
 
-func (p *Pooler) requestCancel(network, addr string, key pgwire.CancelKey) error {
+func (p *Pooler) requestCancel(network, addr, host string, key pgwire.CancelKey) error {
 	// What a client that left has asked for must not run on because we stop:
 	// then the request still has a second.
 	ctx, cancel := context.WithTimeout(context.Background(), p.conf().CancelWaitTimeout)
 	defer cancel()
 	defer context.AfterFunc(p.ctx, func() { time.AfterFunc(time.Second, cancel) })()
-	conn, err := p.dialer.DialContext(ctx, network, addr)
+	conn, _, err := p.dialServer(ctx, network, addr, host)
 	if err != nil {
-		return fmt.Errorf("connecting to server: %w", err)
+		return err
 	}
 	defer conn.Close()
 	return pgwire.RequestCancel(ctx, conn, key)

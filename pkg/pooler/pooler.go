@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -26,8 +27,10 @@ type Pooler struct {
 
 	ids      atomic.Uint64 // given to connections
 	consoles consoles
-	late     context.Context // ends when the loop has ended
-	lateEnd  context.CancelFunc
+	// handshakes holds an entry for each handshake that computes.
+	handshakes chan struct{}
+	late       context.Context // ends when the loop has ended
+	lateEnd    context.CancelFunc
 
 	clients atomic.Int64 // connected
 	parting atomic.Int64 // goroutines that wait for a client's close
@@ -52,7 +55,8 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pooler{log: log, dialer: net.Dialer{KeepAliveConfig: keepAlive}, done: make(chan struct{})}
+	p := &Pooler{log: log, dialer: net.Dialer{KeepAliveConfig: keepAlive}, done: make(chan struct{}),
+		handshakes: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	p.inForce.Store(s)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.late, p.lateEnd = context.WithCancel(context.Background())
