@@ -408,6 +408,37 @@ func TestTLSReload(t *testing.T) {
 	handshake(t, p, dialTCP(t, p), certs.trust())
 }
 
+// TestTLSServerReload: servers are replaced when what concerns TLS to them has
+// changed.
+func TestTLSServerReload(t *testing.T) {
+	certs := pki(t)
+	p := startPooler(t, func(c *Config) { c.PoolSize = 1 })
+	conn := p.connect()
+	ssl := func() (pid int, on bool) {
+		t.Helper()
+		if err := conn.QueryRow(testContext(t), "select pid, ssl from pg_stat_ssl where pid = pg_backend_pid()").Scan(&pid, &on); err != nil {
+			t.Fatal(err)
+		}
+		return pid, on
+	}
+	first, on := ssl()
+	if on {
+		t.Error("TLS, which nobody has asked for")
+	}
+	c := p.conf().Config
+	c.ServerTLS = TLS{Mode: TLSVerifyCA, CAFile: certs.ca.cert}
+	for i := range 2 {
+		if err := p.Reload(c); err != nil {
+			t.Fatal(err)
+		}
+		pid, on := ssl()
+		if !on || i == 0 && pid == first || i == 1 && pid != first {
+			t.Errorf("reload %d: server %d after %d, TLS %t", i, pid, first, on)
+		}
+		first = pid
+	}
+}
+
 // TestTLSPsql: libpq as Debian has it.
 func TestTLSPsql(t *testing.T) {
 	psql, err := exec.LookPath("psql")

@@ -2,8 +2,8 @@ package pooler
 
 import (
 	"crypto"
-	_ "crypto/sha256" // for certificates' hashes
-	_ "crypto/sha512"
+	"crypto/sha256"
+	_ "crypto/sha512" // for certificates' hashes
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -163,6 +163,9 @@ func endPoint(cert *x509.Certificate) []byte {
 type serverTLS struct {
 	mode   TLSMode
 	config *tls.Config
+	// print is a fingerprint of the settings and the files: servers that were
+	// logged in under another one are replaced (as in PgBouncer).
+	print [sha256.Size]byte
 }
 
 // forServers reads the files. It returns nil for TLSDisable.
@@ -192,7 +195,26 @@ func (t *TLS) forServers() (*serverTLS, error) {
 		roots := c.RootCAs
 		c.VerifyConnection = func(s tls.ConnectionState) error { return verifyChain(&s, roots) }
 	}
-	return &serverTLS{mode: t.Mode, config: c}, nil
+	return &serverTLS{mode: t.Mode, config: c, print: t.fingerprint()}, nil
+}
+
+func (t *TLS) fingerprint() (sum [sha256.Size]byte) {
+	h := sha256.New()
+	fmt.Fprintf(h, "%+v\n", *t)
+	for _, file := range []string{t.KeyFile, t.CertFile, t.CAFile} {
+		b, err := os.ReadFile(file) // it was read a moment ago, if it is needed
+		fmt.Fprintf(h, "%d %q %v\n", len(b), b, err != nil)
+	}
+	h.Sum(sum[:0])
+	return sum
+}
+
+// changed reports whether the servers logged in under s are to be replaced.
+func (s *serverTLS) changed(now *serverTLS) bool {
+	if s == nil || now == nil {
+		return s != now
+	}
+	return s.print != now.print
 }
 
 // verifyChain checks a server's certificate, but not its name.
