@@ -55,7 +55,7 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 	if err := config.validate(); err != nil {
 		return nil, fmt.Errorf("checking configuration of pooler: %w", err)
 	}
-	p := &Pooler{config: config, log: log, dialer: net.Dialer{KeepAliveConfig: keepAlive}, ignore: make(map[string]bool), done: make(chan struct{})}
+	p := &Pooler{config: config, log: log, dialer: config.TCP.newDialer(), ignore: make(map[string]bool), done: make(chan struct{})}
 	for _, name := range config.IgnoreStartup {
 		p.ignore[strings.ToLower(name)] = true
 	}
@@ -88,15 +88,14 @@ func (p *Pooler) lookup(user string) (pgwire.Secret, bool) {
 	return s, ok
 }
 
-// keepAlive finds a peer that vanished without a word within two minutes.
-var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4}
-
 func (p *Pooler) listen(addr string) (net.Listener, error) {
-	lc := net.ListenConfig{KeepAliveConfig: keepAlive}
+	var lc net.ListenConfig
+	lc.KeepAliveConfig, lc.KeepAlive = p.config.TCP.keepAlive()
 	lc.SetMultipathTCP(false) // on by default since Go 1.24, and not wanted here
 	lc.Control = func(network, address string, rc syscall.RawConn) (err error) {
+		err = p.config.TCP.control(true)(network, address, rc)
 		if p.config.ReusePort {
-			err = setReusePort(network, address, rc)
+			err = errors.Join(err, setReusePort(network, address, rc))
 		}
 		if len(p.config.TrustedBalancers) > 0 {
 			err = errors.Join(err, setSaveSYN(network, address, rc))
