@@ -60,7 +60,7 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 	c.PoolIdleTimeout, c.AutoDBIdleTimeout = f.PoolIdleTimeout, f.AutoDBIdleTimeout
 	c.TCP = pooler.TCPOptions{
 		NoKeepAlive: !f.TCPKeepAlive, KeepIdle: f.TCPKeepIdle, KeepInterval: f.TCPKeepInterval, KeepCount: f.TCPKeepCount,
-		UserTimeout: f.TCPUserTimeout, DeferAccept: f.TCPDeferAccept, ReceiveBuffer: f.TCPSocketBuffer,
+		UserTimeout: f.TCPUserTimeout, DeferAccept: f.TCPDeferAccept, Buffer: f.TCPSocketBuffer,
 	}
 	c.MaxPrepared = f.MaxPreparedStatements
 	c.IgnoreStartup = f.IgnoreStartupParameters
@@ -76,7 +76,7 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 	c.AddHost = f.ApplicationNameAddHost
 	c.Version = version()
 	for _, s := range f.Settings {
-		c.Settings = append(c.Settings, pooler.Setting{Name: s.Key, Value: s.Value, Default: s.Default})
+		c.Settings = append(c.Settings, pooler.Setting{Name: s.Key, Value: s.Value, Default: s.Default, Fixed: !bouncer.Changeable(s.Key)})
 	}
 	c.LogConnections = f.LogConnections
 	c.LogDisconnections = f.LogDisconnections

@@ -7,26 +7,21 @@ import (
 	"log/slog"
 	"maps"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/pgsteer/pgsteer/pkg/pgwire"
 )
 
 // Pooler is a transaction pooler.
 type Pooler struct {
-	config    Config
+	inForce   atomic.Pointer[settings] // by conf
+	reloading sync.Mutex
 	log       *slog.Logger
-	ignore    map[string]bool
-	auth      *pgwire.Authenticator
 	loop      *loop
 	listeners []net.Listener
-	dialer    net.Dialer
 
 	ids      atomic.Uint64 // given to connections
 	consoles consoles
@@ -52,16 +47,14 @@ type earlyRefusals [numRefusals]atomic.Uint64
 // Open checks the configuration and opens the listening sockets. Nothing is
 // accepted before Run; the caller must call Close.
 func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
-	if err := config.validate(); err != nil {
-		return nil, fmt.Errorf("checking configuration of pooler: %w", err)
+	s, err := newSettings(config, nil)
+	if err != nil {
+		return nil, err
 	}
-	p := &Pooler{config: config, log: log, dialer: config.TCP.newDialer(), ignore: make(map[string]bool), done: make(chan struct{})}
-	for _, name := range config.IgnoreStartup {
-		p.ignore[strings.ToLower(name)] = true
-	}
+	p := &Pooler{log: log, done: make(chan struct{})}
+	p.inForce.Store(s)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.late, p.lateEnd = context.WithCancel(context.Background())
-	p.auth = pgwire.NewAuthenticator(config.AuthMethod, p.lookup, config.AuthSeed)
 	defer func() {
 		if err != nil {
 			p.Close()
@@ -70,7 +63,7 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 	if p.loop, err = openLoop(log); err != nil {
 		return nil, fmt.Errorf("opening event loop: %w", err)
 	}
-	p.loop.m = newMachine(limitsOf(&p.config), p, log)
+	p.loop.m = newMachine(s.limits, p, log)
 	p.loop.onTick = p.tick
 	p.loop.onDrop = p.dropped
 	for _, addr := range config.Listen {
@@ -83,21 +76,15 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 	return p, nil
 }
 
-func (p *Pooler) lookup(user string) (pgwire.Secret, bool) {
-	s, ok := p.config.Users[user]
-	return s, ok
-}
-
 func (p *Pooler) listen(addr string) (net.Listener, error) {
-	var lc net.ListenConfig
-	lc.KeepAliveConfig, lc.KeepAlive = p.config.TCP.keepAlive()
-	lc.SetMultipathTCP(false) // on by default since Go 1.24, and not wanted here
+	lc := net.ListenConfig{KeepAlive: -1} // serve sets it
+	lc.SetMultipathTCP(false)             // on by default since Go 1.24, and not wanted here
 	lc.Control = func(network, address string, rc syscall.RawConn) (err error) {
-		err = p.config.TCP.control(true)(network, address, rc)
-		if p.config.ReusePort {
+		err = p.conf().TCP.listenControl(network, address, rc)
+		if p.conf().ReusePort {
 			err = errors.Join(err, setReusePort(network, address, rc))
 		}
-		if len(p.config.TrustedBalancers) > 0 {
+		if len(p.conf().TrustedBalancers) > 0 {
 			err = errors.Join(err, setSaveSYN(network, address, rc))
 		}
 		return err
@@ -106,7 +93,7 @@ func (p *Pooler) listen(addr string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n := p.config.Backlog; n > 0 {
+	if n := p.conf().Backlog; n > 0 {
 		if err := setBacklog(ln.(*net.TCPListener), n); err != nil {
 			return nil, errors.Join(fmt.Errorf("setting backlog: %w", err), ln.Close())
 		}
@@ -155,7 +142,7 @@ func (p *Pooler) stop() {
 	p.closeListeners()
 	p.cancel() // logins under way
 	p.loop.post(func() {
-		p.stopAt = time.Now().Add(p.config.ShutdownTimeout)
+		p.stopAt = time.Now().Add(p.conf().ShutdownTimeout)
 		p.loop.m.stop()
 		p.tick()
 	})
@@ -216,7 +203,7 @@ func (p *Pooler) Snapshot() Snapshot {
 	}
 	<-done
 	s.Started = p.loop.start
-	s.Clients, s.MaxClients = int(p.clients.Load()), p.config.MaxClients
+	s.Clients, s.MaxClients = int(p.clients.Load()), p.conf().MaxClients
 	for i := range p.early {
 		s.Refusals[refusal(i).String()] += p.early[i].Load()
 	}

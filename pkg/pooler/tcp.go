@@ -1,7 +1,10 @@
 package pooler
 
 import (
+	"cmp"
+	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"syscall"
 	"time"
@@ -12,72 +15,101 @@ import (
 // TCPOptions are options of all TCP sockets, of clients and servers alike. 0 is
 // the value in brackets.
 type TCPOptions struct {
-	NoKeepAlive   bool
-	KeepIdle      time.Duration // without a word, before the peer is asked (60 s)
-	KeepInterval  time.Duration // between questions (15 s)
-	KeepCount     int           // questions without answer before the connection is given up (4)
-	UserTimeout   time.Duration // for what was sent to be acknowledged (the system's, about 15 minutes)
-	DeferAccept   bool          // clients are accepted when they have said something
-	ReceiveBuffer int           // and send buffer, in bytes (the system's)
+	NoKeepAlive  bool
+	KeepIdle     time.Duration // without a word, before the peer is asked (60 s)
+	KeepInterval time.Duration // between questions (15 s)
+	KeepCount    int           // questions without answer before the connection is given up (4)
+	UserTimeout  time.Duration // for what was sent to be acknowledged (the system's, about 15 minutes)
+	DeferAccept  bool          // clients are accepted when they have said something
+	Buffer       int           // for receiving and for sending, each, in bytes (the system's)
 }
 
 // keepAlive finds a peer that vanished without a word within two minutes.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4}
 
-// keepAlive returns the options for package net, and what its older KeepAlive
-// must be.
-func (o *TCPOptions) keepAlive() (net.KeepAliveConfig, time.Duration) {
+// keepAlive returns the options for package net.
+func (o *TCPOptions) keepAlive() net.KeepAliveConfig {
 	if o.NoKeepAlive {
-		return net.KeepAliveConfig{}, -1 // 0 would turn it on
+		return net.KeepAliveConfig{}
 	}
 	k := keepAlive
-	if o.KeepIdle > 0 {
-		k.Idle = o.KeepIdle
-	}
-	if o.KeepInterval > 0 {
-		k.Interval = o.KeepInterval
-	}
-	if o.KeepCount > 0 {
-		k.Count = o.KeepCount
-	}
-	return k, 0
+	k.Idle = cmp.Or(o.KeepIdle, k.Idle)
+	k.Interval = cmp.Or(o.KeepInterval, k.Interval)
+	k.Count = cmp.Or(o.KeepCount, k.Count)
+	return k
 }
 
 // deferAccept is for how long the kernel keeps a connection to itself that says
 // nothing: PgBouncer's value, in seconds.
 const deferAccept = 45
 
-// control sets the options that package net does not know, before a socket
-// listens or connects. Sockets that are accepted inherit them.
-func (o *TCPOptions) control(listener bool) func(network, address string, rc syscall.RawConn) error {
-	type option struct{ level, name, value int }
-	var options []option
-	if o.UserTimeout > 0 {
-		options = append(options, option{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(o.UserTimeout / time.Millisecond)})
+// option is a socket option.
+type option struct{ level, name, value int }
+
+func setOptions(rc syscall.RawConn, options []option) error {
+	if len(options) == 0 {
+		return nil
 	}
-	if n := o.ReceiveBuffer; n > 0 {
-		options = append(options, option{unix.SOL_SOCKET, unix.SO_RCVBUF, n}, option{unix.SOL_SOCKET, unix.SO_SNDBUF, n})
+	var serr error
+	err := rc.Control(func(fd uintptr) {
+		for _, x := range options {
+			serr = errors.Join(serr, unix.SetsockoptInt(int(fd), x.level, x.name, x.value))
+		}
+	})
+	return errors.Join(err, serr)
+}
+
+// buffers are the options that must be set before a connection begins, for the
+// window's scale. Sockets that are accepted inherit them.
+func (o *TCPOptions) buffers() (list []option) {
+	if n := o.Buffer; n > 0 {
+		list = []option{{unix.SOL_SOCKET, unix.SO_RCVBUF, n}, {unix.SOL_SOCKET, unix.SO_SNDBUF, n}}
 	}
-	if listener && o.DeferAccept {
+	return list
+}
+
+// listenControl sets the options of a listener.
+func (o *TCPOptions) listenControl(_, _ string, rc syscall.RawConn) error {
+	options := o.buffers()
+	if o.DeferAccept {
 		options = append(options, option{unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, deferAccept})
 	}
-	return func(network, _ string, rc syscall.RawConn) error {
+	return setOptions(rc, options)
+}
+
+// dial connects to a server.
+func (o *TCPOptions) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	d := net.Dialer{KeepAlive: -1, KeepAliveConfig: o.keepAlive()}
+	d.Control = func(network, _ string, rc syscall.RawConn) error {
 		if network == "unix" {
 			return nil
 		}
-		var serr error
-		err := rc.Control(func(fd uintptr) {
-			for _, x := range options {
-				serr = errors.Join(serr, unix.SetsockoptInt(int(fd), x.level, x.name, x.value))
-			}
-		})
-		return errors.Join(err, serr)
+		return setOptions(rc, append(o.buffers(), o.userTimeout()...))
 	}
+	return d.DialContext(ctx, network, addr)
 }
 
-// newDialer returns what connects to servers.
-func (o *TCPOptions) newDialer() net.Dialer {
-	d := net.Dialer{Control: o.control(false)}
-	d.KeepAliveConfig, d.KeepAlive = o.keepAlive()
-	return d
+func (o *TCPOptions) userTimeout() (list []option) {
+	if o.UserTimeout > 0 {
+		list = []option{{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(o.UserTimeout / time.Millisecond)}}
+	}
+	return list
+}
+
+// apply sets the options of an accepted connection.
+func (o *TCPOptions) apply(conn net.Conn, log *slog.Logger) {
+	c, ok := conn.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	var err error
+	if k := o.keepAlive(); k.Enable {
+		err = c.SetKeepAliveConfig(k)
+	}
+	if rc, rerr := c.SyscallConn(); rerr == nil {
+		err = errors.Join(err, setOptions(rc, o.userTimeout()))
+	}
+	if err != nil {
+		log.Debug("failed to set options of a client's socket", "error", err) // it is gone already
+	}
 }

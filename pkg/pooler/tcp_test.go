@@ -46,7 +46,7 @@ func TestTCPOptions(t *testing.T) {
 		want []int // 0: whatever it is
 	}{
 		{TCPOptions{}, []int{1, 60, 15, 4, 0, 0}},
-		{TCPOptions{KeepIdle: 7 * time.Second, KeepInterval: 6 * time.Second, KeepCount: 5, UserTimeout: 12345 * time.Millisecond, ReceiveBuffer: 32 << 10},
+		{TCPOptions{KeepIdle: 7 * time.Second, KeepInterval: 6 * time.Second, KeepCount: 5, UserTimeout: 12345 * time.Millisecond, Buffer: 32 << 10},
 			[]int{1, 7, 6, 5, 12345, 64 << 10}}, // the kernel doubles the buffer
 	} {
 		p := startPooler(t, func(c *Config) { c.TCP = tt.tcp })

@@ -175,7 +175,7 @@ func (m *machine) tickUnusedPools() {
 		}
 		age := m.now - p.unusedAt
 		switch {
-		case p.db.auto && p.params == nil:
+		case p.removed, p.db.auto && p.params == nil:
 			m.dropPool(p) // it never was: each name that a client makes up would stay
 		case p.db.auto && m.limits.autoIdle > 0 && age > m.limits.autoIdle:
 			m.dropPool(p)
