@@ -63,7 +63,7 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 	c.AddHost = f.ApplicationNameAddHost
 	c.Version = version()
 	for _, s := range f.Settings {
-		c.Settings = append(c.Settings, pooler.Setting{Name: s.Key, Value: s.Value, Default: s.Default})
+		c.Settings = append(c.Settings, pooler.Setting{Name: s.Key, Value: s.Value, Default: s.Default, Fixed: !bouncer.Changeable(s.Key)})
 	}
 	c.LogConnections = f.LogConnections
 	c.LogDisconnections = f.LogDisconnections

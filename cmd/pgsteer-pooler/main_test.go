@@ -195,6 +195,29 @@ func TestSignals(t *testing.T) {
 		}
 		return string(b[:n])
 	}
+	// A reload: refused while the file is bad, obeyed when it is good.
+	cmd, errOut = start()
+	if got := notified(); got != "READY=1" {
+		t.Errorf("notified %q, want READY=1", got)
+	}
+	for _, change := range []string{"default_pool_size = much\n", "default_pool_size = 9\n"} {
+		if err := errors.Join(os.WriteFile(ini, []byte(text+change), 0o600), cmd.Process.Signal(syscall.SIGHUP)); err != nil {
+			t.Fatal(err)
+		}
+		if got := notified(); !strings.HasPrefix(got, "RELOADING=1\nMONOTONIC_USEC=") {
+			t.Errorf("notified %q, want RELOADING=1", got)
+		}
+		if got := notified(); got != "READY=1" {
+			t.Errorf("notified %q after the reload", got)
+		}
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	notified()
+	if err := cmd.Wait(); err != nil || strings.Count(errOut.String(), "config file loading failed") != 1 || !strings.Contains(errOut.String(), ini+":9: default_pool_size") {
+		t.Errorf("reload: %v\n%s", err, errOut)
+	}
 	for _, sig := range []os.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		cmd, errOut = start()
 		if got := notified(); got != "READY=1" {

@@ -93,6 +93,11 @@ type Config struct {
 	// Settings are shown by the console, in their order.
 	Settings []Setting
 
+	// Reread gets the configuration anew for the console's RELOAD, Change gets
+	// it with one setting changed for its SET. Nil: these commands fail.
+	Reread func() (Config, error)
+	Change func(key, value string) (Config, error)
+
 	// AddHost puts the client's address behind the application name that it
 	// gives at login, so that pg_stat_activity shows it.
 	AddHost bool
@@ -105,7 +110,10 @@ type Config struct {
 }
 
 // Setting is a line of the configuration, for SHOW CONFIG.
-type Setting struct{ Name, Value, Default string }
+type Setting struct {
+	Name, Value, Default string
+	Fixed                bool // a change needs a restart
+}
 
 // Database says where a database is.
 type Database struct {

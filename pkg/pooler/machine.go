@@ -222,8 +222,9 @@ type newcomer struct {
 	fd       int
 	id       uint64
 	database *Database
-	login    string // the user that it is
-	user     string // the user that its servers are logged in as
+	from     *settings // that the database is from
+	login    string    // the user that it is
+	user     string    // the user that its servers are logged in as
 	protocol pgwire.Version
 	addr     netip.AddrPort // whom it is: the peer, or whom a trusted balancer speaks for
 	peer     netip.AddrPort
@@ -243,6 +244,7 @@ func (m *machine) addClient(n newcomer) *client {
 	cl := &client{
 		pool: p, id: n.id, protocol: n.protocol, login: n.login, addr: n.addr, local: n.local,
 		vars: n.vars, varsSet: n.varsSet, connectedAt: m.now,
+		mode: p.mode, renames: m.maxPrepared(p) > 0,
 	}
 	cl.cl = cl
 	m.enter(&cl.conn, n.fd)

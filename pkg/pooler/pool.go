@@ -16,10 +16,12 @@ type poolKey struct{ database, user string }
 // pool is the servers for one database and user, and the clients that share
 // them.
 type pool struct {
-	key  poolKey
-	db   *Database
-	size int
-	mode PoolMode
+	key poolKey
+	db  *Database
+	// epoch counts the changes after which servers are to be replaced.
+	epoch uint64
+	size  int
+	mode  PoolMode
 	// minSize servers are kept open, reserve more opened for clients that have
 	// waited long.
 	minSize, reserve int
@@ -122,6 +124,7 @@ type loggedIn struct {
 	id            uint64
 	key           pgwire.CancelKey
 	params        paramList
+	epoch         uint64 // of the pool when the login began
 	network, addr string // where it is
 	local         netip.AddrPort
 }
@@ -134,7 +137,7 @@ func (m *machine) addServer(p *pool, n loggedIn) *server {
 	p.params = n.params
 	sv := &server{
 		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, local: n.local, vars: n.params.vars(),
-		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now,
+		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now, epoch: n.epoch,
 	}
 	sv.sv = sv
 	m.enter(&sv.conn, n.fd)
@@ -225,7 +228,7 @@ func (m *machine) link(cl *client, sv *server) {
 	m.moveServer(sv, serverActive)
 	sv.client, cl.server = cl, sv
 	sv.touched, sv.stalled, sv.lastType = false, false, 0
-	sv.unreset = cl.pool.resets
+	sv.unreset = cl.pool.resets || cl.mode == PoolSession && len(m.limits.resetMsg) > 0
 	cl.linkedAt, cl.cancelWanted = m.now, false
 	if sv.vars == cl.vars {
 		m.moveClient(cl, clientActive)
@@ -298,7 +301,9 @@ func (m *machine) handOut(sv *server) {
 		m.closeServer(sv, "shutting down")
 	case sv.touched && m.now-sv.openedAt >= m.limits.serverLifetime:
 		m.closeServer(sv, "server lifetime over")
-	case sv.unreset:
+	case sv.epoch != p.epoch:
+		m.closeServer(sv, reasonReconfigured)
+	case sv.unreset && len(m.limits.resetMsg) > 0:
 		sv.unreset = false
 		m.test(sv, m.limits.resetMsg, resetFailed)
 	case p.yield:
