@@ -21,6 +21,7 @@ func (m *machine) tick() {
 		}
 	}
 	m.tickTimeouts()
+	m.tickFastClose()
 	m.tickUnusedPools()
 	m.tickStarved()
 	m.settleLimits()
