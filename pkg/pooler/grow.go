@@ -55,8 +55,8 @@ func (p *pool) wanted() int {
 
 // grow dials servers while clients wait for more than are on their way.
 func (m *machine) grow(p *pool) {
-	if p.blocked {
-		return // until settleLimits
+	if p.blocked || p.paused || m.suspended {
+		return // until settleLimits, RESUME
 	}
 	for p.dialing < p.wanted() && !p.blocked && m.now >= p.retryAt && !m.stopping && m.mayOpen(p) {
 		m.open(p)
@@ -142,7 +142,7 @@ func (m *machine) tickSize(p *pool) {
 	for p.open() > p.size+p.reserve && p.idle.head != nil {
 		m.closeServer(p.idle.head, "too many servers in the pool")
 	}
-	if p.dialing == 0 && p.live() < p.minSize && p.live() < p.size && (p.population() > 0 || p.db.User != "") &&
+	if p.dialing == 0 && !p.paused && p.live() < p.minSize && p.live() < p.size && (p.population() > 0 || p.db.User != "") &&
 		m.now >= p.retryAt && !m.stopping && !m.dbFull(p) && !m.userFull(p) {
 		m.open(p)
 	}

@@ -60,6 +60,7 @@ func (m *machine) configure(p *pool) {
 	if p.mode == PoolInherit {
 		p.mode = PoolTransaction
 	}
+	p.paused = m.pausing(p)
 	p.resets = len(m.limits.resetMsg) > 0 && (p.mode == PoolSession || m.limits.resetAlways)
 }
 

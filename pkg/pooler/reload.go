@@ -83,6 +83,11 @@ var errDatabaseRemoved = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtoc
 // name, or returns nil.
 func (m *machine) reconfigure(l limits, database func(name string) *Database) {
 	m.limits = l
+	for name := range m.marks {
+		if database(name) == nil {
+			delete(m.marks, name)
+		}
+	}
 	for _, p := range m.pools {
 		db := database(p.key.database)
 		switch {
