@@ -67,6 +67,7 @@ func isShortage(err error) bool {
 // to the loop.
 func (p *Pooler) serve(conn net.Conn, full bool) {
 	addr, peer, local := p.endpoints(conn)
+	p.conf().TCP.apply(conn, p.log)
 	limit := p.conf().ClientLoginTimeout
 	if full && (limit == 0 || limit > refusingTimeout) {
 		limit = refusingTimeout

@@ -50,6 +50,15 @@ type limits struct {
 	resetMsg       []byte        // the query that cleans a session for the next client; nil: none
 	resetAlways    bool          // it also runs where transactions are pooled
 	users          map[string]User
+	timeouts       Timeouts
+	waitNotify     time.Duration // after which a client is told that it waits; 0: never
+	checkMsg       []byte        // the query that checks a server before its use; nil: none
+	checkDelay     time.Duration // for servers that were not used for so long
+	poolIdle       time.Duration // after which an unused pool is forgotten; 0: never
+	autoIdle       time.Duration // one of a database that the entry * made; 0: never
+	roundRobin     bool          // servers are used in turn
+	noPQExec       bool          // simple queries are refused
+	maxPacket      int           // bytes of a client's message; 0: any number
 	reserveAfter   time.Duration // how long a client waits before its pool's reserve is used; 0: it is not
 	maxUser        int           // servers of a user, over all databases; 0: any number
 	maxUserClients int
@@ -92,6 +101,15 @@ func limitsOf(c *Config) limits {
 		resetMsg:       queryMsg(c.ServerResetQuery),
 		resetAlways:    c.ServerResetQueryAlways,
 		users:          c.UserSettings,
+		timeouts:       c.Timeouts,
+		waitNotify:     c.QueryWaitNotify,
+		checkMsg:       checkMsg(c.ServerCheckQuery),
+		checkDelay:     c.ServerCheckDelay,
+		poolIdle:       c.PoolIdleTimeout,
+		autoIdle:       c.AutoDBIdleTimeout,
+		roundRobin:     c.ServerRoundRobin,
+		noPQExec:       c.DisablePQExec,
+		maxPacket:      c.MaxPacketSize,
 		reserveAfter:   c.ReservePoolTimeout,
 		maxUser:        c.MaxUserConnections,
 		maxUserClients: c.MaxUserClientConnections,

@@ -25,8 +25,11 @@ type pool struct {
 	// minSize servers are kept open, reserve more opened for clients that have
 	// waited long.
 	minSize, reserve int
+	lifetime         time.Duration
+	unusedAt         time.Duration // when it was last seen with clients or servers
 	dbUse, userUse   *usage
 	blocked          bool // by a limit that it shares with other pools
+	removed          bool // its database is no more
 	yield            bool // the next server that is free is closed in another pool's favour
 	paused           bool // by the console: no server for anybody
 	// resets: a server is cleaned by a query before the next client gets it.
@@ -36,7 +39,8 @@ type pool struct {
 	servers [numServerStates]int
 	dialing int
 
-	idle     list[server] // most recently used first
+	idle     list[server] // most recently used first, with server_round_robin last
+	used     list[server] // idle, and to be checked before the next use
 	waiting  list[client] // first come, first served
 	greeting list[client]
 
@@ -90,6 +94,8 @@ func (m *machine) poolFor(db *Database, user string) *pool {
 	p := &pool{
 		key: key, db: db,
 		idle:     list[server]{at: serverLink},
+		used:     list[server]{at: serverLink},
+		unusedAt: m.now,
 		waiting:  list[client]{at: clientLink},
 		greeting: list[client]{at: clientLink},
 	}
@@ -104,7 +110,7 @@ func (p *pool) open() int { return p.live() + p.dialing }
 
 // live returns the number of servers that are logged in.
 func (p *pool) live() int {
-	return p.servers[serverIdle] + p.servers[serverActive] + p.servers[serverSettling] + p.servers[serverTesting] + p.servers[serverHeld]
+	return p.servers[serverIdle] + p.servers[serverUsed] + p.servers[serverActive] + p.servers[serverSettling] + p.servers[serverTesting] + p.servers[serverHeld]
 }
 
 // failing reports whether the pool has no server and the database refuses to
@@ -138,7 +144,7 @@ func (m *machine) addServer(p *pool, n loggedIn) *server {
 	p.params = n.params
 	sv := &server{
 		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, local: n.local, vars: n.params.vars(),
-		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now, epoch: n.epoch,
+		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now, usedAt: m.now, epoch: n.epoch,
 	}
 	sv.sv = sv
 	m.enter(&sv.conn, n.fd)
@@ -230,7 +236,7 @@ func (m *machine) link(cl *client, sv *server) {
 	sv.client, cl.server = cl, sv
 	sv.touched, sv.stalled, sv.lastType = false, false, 0
 	sv.unreset = cl.pool.resets || cl.mode == PoolSession && len(m.limits.resetMsg) > 0
-	cl.linkedAt, cl.cancelWanted = m.now, false
+	cl.linkedAt, cl.cancelWanted, cl.waitNotified = m.now, false, false
 	if sv.vars == cl.vars {
 		m.moveClient(cl, clientActive)
 		return
@@ -300,7 +306,7 @@ func (m *machine) handOut(sv *server) {
 		m.closeServer(sv, "server connection closed")
 	case m.stopping:
 		m.closeServer(sv, "shutting down")
-	case sv.touched && m.now-sv.openedAt >= m.limits.serverLifetime:
+	case sv.touched && m.now-sv.openedAt >= p.lifetime:
 		m.closeServer(sv, "server lifetime over")
 	case sv.epoch != p.epoch:
 		m.closeServer(sv, reasonReconfigured)
@@ -320,6 +326,9 @@ func (m *machine) handOut(sv *server) {
 		}
 	default:
 		sv.expects.shrink()
+		if sv.state != serverTesting {
+			sv.usedAt = m.now
+		}
 		m.moveServer(sv, serverIdle)
 		m.freed = true
 	}

@@ -19,6 +19,7 @@ const (
 	refusedServerLost                  // its server died in its transaction
 	refusedShutdown                    // the pooler stops
 	refusedStatement                   // a transaction in statement pooling
+	refusedTimeout                     // query, transaction and idle timeouts
 	refusedDBClients                   // max_db_client_connections
 	refusedUserClients                 // max_user_client_connections
 	refusedConsole                     // neither admin nor stats user, or too many of them
@@ -29,7 +30,7 @@ const (
 
 var refusalNames = [numRefusals]string{
 	"startup", "auth", "login_timeout", "max_client_conn", "no_database", "startup_parameter",
-	"server_login", "query_wait_timeout", "protocol", "memory", "server_lost", "shutdown", "statement_pooling", "max_db_client_connections", "max_user_client_connections", "console",
+	"server_login", "query_wait_timeout", "protocol", "memory", "server_lost", "shutdown", "statement_pooling", "timeout", "max_db_client_connections", "max_user_client_connections", "console",
 	"disabled", "killed",
 }
 

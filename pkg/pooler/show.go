@@ -82,7 +82,7 @@ func (s *console) poolRow(r *poolRow, mode string) {
 		r.cancels,
 		r.held,
 		r.ServersIdle,
-		0, // an idle server is not checked before it is used
+		r.ServersUsed,
 		r.ServersSettling - r.held + r.ServersTesting,
 		r.ServersLogin,
 		int(r.MaxWait / time.Second),
@@ -166,7 +166,7 @@ func (s *console) databaseRow(r *databaseRow, mode string) {
 	s.rows.Int(int64(r.db.PoolSize))
 	s.rows.Int(int64(max(r.db.MinPoolSize, 0)))
 	s.rows.Int(int64(max(r.db.ReservePoolSize, 0)))
-	s.rows.Int(int64(s.p.conf().ServerLifetime / time.Second))
+	s.rows.Int(int64(cmp.Or(r.db.ServerLifetime, s.p.conf().ServerLifetime) / time.Second))
 	s.textOrNull(mode)
 	s.rows.Null()
 	for _, n := range []int{max(r.db.MaxConnections, 0), r.servers, max(r.db.MaxClientConnections, 0), r.clients, oneIf(r.mark.paused), oneIf(r.mark.disabled)} {

@@ -25,7 +25,7 @@ func (c *conn) emptied() bool {
 		return false
 	}
 	if c.sv != nil {
-		return c.sv.state == serverIdle || c.sv.state == serverActive
+		return c.sv.state == serverIdle || c.sv.state == serverUsed || c.sv.state == serverActive
 	}
 	return len(c.cl.held) == 0 && (c.cl.state == clientIdle || c.cl.state == clientActive)
 }

@@ -67,6 +67,28 @@ type Config struct {
 
 	MaxPreparedStatements int // per server; 0 turns the tracking off
 
+	ServerRoundRobin bool
+	ServerCheckQuery string // "" is none, "<empty>" the empty one
+	ServerCheckDelay time.Duration
+	DisablePQExec    bool
+	MaxPacketSize    int
+
+	QueryTimeout           time.Duration
+	IdleTransactionTimeout time.Duration
+	TransactionTimeout     time.Duration
+	ClientIdleTimeout      time.Duration
+	QueryWaitNotify        time.Duration
+	PoolIdleTimeout        time.Duration
+	AutoDBIdleTimeout      time.Duration
+
+	TCPDeferAccept  bool
+	TCPKeepAlive    bool
+	TCPKeepCount    int // this and the following: 0 is for the default
+	TCPKeepIdle     time.Duration
+	TCPKeepInterval time.Duration
+	TCPUserTimeout  time.Duration
+	TCPSocketBuffer int
+
 	ServerConnectTimeout time.Duration // never 0
 	ServerLoginRetry     time.Duration // wait after a failed login
 	ServerLifetime       time.Duration // 0: a server is used once
@@ -111,6 +133,8 @@ type Database struct {
 	MinPoolSize, ReservePoolSize int
 	// Limits; 0 is for the Config's.
 	MaxConnections, MaxClientConnections int
+	ServerLifetime                       time.Duration // 0 is for the Config's
+	QueryWaitTimeout                     time.Duration // 0 is for the Config's, -1 for none
 }
 
 // UserSetting is an entry of [users]: what is special about a user.
@@ -122,6 +146,9 @@ type UserSetting struct {
 	ReservePoolSize int
 	// Limits; 0 is for those of [pgbouncer].
 	MaxConnections, MaxClientConnections int
+	QueryWaitTimeout                     time.Duration // 0 is for the database's, -1 for none
+	// Timeouts; 0 is for those of [pgbouncer].
+	QueryTimeout, IdleTransactionTimeout, TransactionTimeout, ClientIdleTimeout time.Duration
 }
 
 // User is a line of the user list.
@@ -161,6 +188,12 @@ func defaults() Config {
 		AuthType:              AuthMD5,
 		PoolMode:              "session",
 		ReservePoolTimeout:    5 * time.Second,
+		ServerCheckQuery:      "<empty>",
+		ServerCheckDelay:      30 * time.Second,
+		MaxPacketSize:         maxInt32,
+		QueryWaitNotify:       5 * time.Second,
+		AutoDBIdleTimeout:     time.Hour,
+		TCPKeepAlive:          true,
 		ServerResetQuery:      "DISCARD ALL",
 		DefaultPoolSize:       20,
 		MaxClientConn:         100,
