@@ -73,6 +73,7 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 	c.ServerLifetime = f.ServerLifetime
 	c.ServerIdleTimeout = f.ServerIdleTimeout
 	c.CancelWaitTimeout = f.CancelWaitTimeout
+	c.SuspendTimeout = f.SuspendTimeout
 	c.StatsPeriod = f.StatsPeriod
 	c.AdminUsers, c.StatsUsers = f.AdminUsers, f.StatsUsers
 	c.AddHost = f.ApplicationNameAddHost

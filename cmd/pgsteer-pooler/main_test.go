@@ -77,7 +77,7 @@ func TestConfig(t *testing.T) {
 		ServerIdleTimeout: 6 * time.Second, QueryWaitTimeout: 7 * time.Second, ClientLoginTimeout: 8 * time.Second,
 		TrustedBalancers: []netip.Prefix{netip.MustParsePrefix("192.168.1.100/32")},
 		AdminUsers:       []string{"alice"}, StatsUsers: []string{"bob", "alice"}, StatsPeriod: 10 * time.Second, AddHost: true,
-		CancelWaitTimeout: 9 * time.Second, ShutdownTimeout: pooler.DefaultConfig().ShutdownTimeout,
+		CancelWaitTimeout: 9 * time.Second, SuspendTimeout: 12 * time.Second, ShutdownTimeout: pooler.DefaultConfig().ShutdownTimeout,
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got\n%+v, want\n%+v", got, want)

@@ -27,6 +27,7 @@ const (
 func (p *Pooler) accept(ln net.Listener) {
 	for {
 		conn, err := ln.Accept()
+		p.gate.wait(p.ctx)
 		if err == nil {
 			n := p.clients.Add(1)
 			if n > int64(p.conf().MaxClients+refusingExtra) {

@@ -108,6 +108,7 @@ type Config struct {
 	ServerLifetime       time.Duration // 0: servers are closed after one use
 	ServerIdleTimeout    time.Duration // 0: none
 	CancelWaitTimeout    time.Duration // for delivering a cancel request, and for settling a server
+	SuspendTimeout       time.Duration // for buffers to be emptied at SUSPEND; 0: none
 	ShutdownTimeout      time.Duration // for transactions to end when Run is cancelled
 
 	// StatsPeriod is the time over which the console's averages are taken.
@@ -188,6 +189,7 @@ func DefaultConfig() Config {
 		ServerLifetime:       time.Hour,
 		ServerIdleTimeout:    10 * time.Minute,
 		CancelWaitTimeout:    10 * time.Second,
+		SuspendTimeout:       10 * time.Second,
 		ShutdownTimeout:      30 * time.Second,
 		StatsPeriod:          time.Minute,
 		QueryWaitNotify:      5 * time.Second,

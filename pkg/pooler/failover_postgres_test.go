@@ -239,6 +239,8 @@ func TestPrimaryIsLookedFor(t *testing.T) {
 		return err == nil
 	})
 	one.stop(syscall.SIGQUIT)
+	// What is sent before the loss is known is lost, see forward.
+	until(t, "the pooler to know", func() bool { return p.pool().ServersIdle == 0 })
 	wrote := make(chan error, 1)
 	go func() {
 		_, err := writer.Exec(ctx, "insert into t values (1)")

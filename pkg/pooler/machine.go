@@ -44,6 +44,7 @@ type limits struct {
 	serverLifetime time.Duration
 	serverIdle     time.Duration
 	cancelWait     time.Duration
+	suspendTimeout time.Duration
 	statsPeriod    time.Duration
 	parting        time.Duration // for a client that took its leave to close
 	resetMsg       []byte        // the query that cleans a session for the next client; nil: none
@@ -95,6 +96,7 @@ func limitsOf(c *Config) limits {
 		serverLifetime: c.ServerLifetime,
 		serverIdle:     c.ServerIdleTimeout,
 		cancelWait:     c.CancelWaitTimeout,
+		suspendTimeout: c.SuspendTimeout,
 		statsPeriod:    c.StatsPeriod,
 		parting:        cmp.Or(c.parting, partingTimeout),
 		resetMsg:       queryMsg(c.ServerResetQuery),
@@ -169,6 +171,15 @@ type machine struct {
 	spills [][]byte
 	one    [1][]byte
 
+	// What the console's commands have done: see pause.go and suspend.go.
+	marks         map[string]mark // by database
+	paused        bool            // all databases
+	watches       []watch
+	suspended     bool
+	clientsParked bool
+	suspendedAt   time.Duration
+	unloading     bool
+
 	// stopping: no transaction is begun any more; whoever ends one is told to
 	// go.
 	stopping bool
@@ -184,6 +195,7 @@ func newMachine(l limits, w world, log *slog.Logger) *machine {
 		world:    w,
 		log:      log,
 		pools:    make(map[poolKey]*pool),
+		marks:    make(map[string]mark),
 		dbUses:   make(usages),
 		userUses: make(usages),
 		byPID:    make(map[uint32]*client),
@@ -286,6 +298,10 @@ func (m *machine) addClient(n newcomer) *client {
 	switch {
 	case m.stopping:
 		m.refuseClient(cl, refusedShutdown, errShutdown)
+	case m.unloading:
+		m.refuseClient(cl, refusedShutdown, errShuttingDown)
+	case m.marks[p.key.database].disabled:
+		m.refuseClient(cl, refusedDisabled, errDisabled(p.key.database))
 	case p.db.MaxClientConnections > 0 && p.dbUse.clients > p.db.MaxClientConnections:
 		m.refuseClient(cl, refusedDBClients, errDBClients)
 	case m.userClientsFull(cl):

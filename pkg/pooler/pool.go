@@ -32,6 +32,7 @@ type pool struct {
 	host             string // of the last server, if there is one right host at a time
 	removed          bool   // its database is no more
 	yield            bool   // the next server that is free is closed in another pool's favour
+	paused           bool   // by the console: no server for anybody
 	// resets: a server is cleaned by a query before the next client gets it.
 	resets bool
 
@@ -116,7 +117,7 @@ func (p *pool) live() int {
 // failing reports whether the pool has no server and the database refuses to
 // give it one.
 func (p *pool) failing(now time.Duration) bool {
-	return p.failure != nil && p.lasting && p.live() == 0 && now < p.retryAt
+	return p.failure != nil && p.lasting && p.live() == 0 && now < p.retryAt && !p.paused
 }
 
 // cachedFailure is what a client is told while logins are not tried again.
@@ -178,7 +179,7 @@ func (m *machine) loginFailed(p *pool, e *pgwire.Error, lasting bool) {
 		m.log.Warn("failed to log in to server", "database", p.key.database, "user", p.key.user,
 			"error", e.Message, "code", e.Code, "retry_in", wait)
 	}
-	if !lasting || p.live() > 0 {
+	if !lasting || p.live() > 0 || p.paused {
 		return
 	}
 	told := pgwire.NewError(pgwire.SeverityFatal, e.Code, e.Message)
@@ -313,6 +314,8 @@ func (m *machine) handOut(sv *server) {
 		m.closeServer(sv, "server lifetime over")
 	case sv.epoch != p.epoch:
 		m.closeServer(sv, reasonReconfigured)
+	case p.paused:
+		m.closeServer(sv, reasonPaused)
 	case sv.unreset && len(m.limits.resetMsg) > 0:
 		sv.unreset = false
 		m.test(sv, m.limits.resetMsg, resetFailed)
@@ -371,6 +374,7 @@ func (m *machine) serverGone(sv *server, reason string) {
 	if !m.blocked { // else others may have waited longer, see settleLimits
 		m.grow(sv.pool)
 	}
+	m.lookAround()
 }
 
 // lastingFailure tells a login that the server refuses for good from one that

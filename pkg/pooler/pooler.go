@@ -23,6 +23,7 @@ type Pooler struct {
 	loop      *loop
 	listeners []net.Listener
 
+	gate        gate
 	ids         atomic.Uint64 // given to connections
 	consoles    consoles
 	hosts       hostBook
@@ -143,11 +144,17 @@ func (p *Pooler) Run(ctx context.Context) error {
 }
 
 // stop begins the end.
-func (p *Pooler) stop() {
+func (p *Pooler) stop() { p.stopAfter(p.conf().ShutdownTimeout) }
+
+// stopAfter begins it, with so much time for transactions.
+func (p *Pooler) stopAfter(limit time.Duration) {
 	p.closeListeners()
 	p.cancel() // logins under way
 	p.loop.post(func() {
-		p.stopAt = time.Now().Add(p.conf().ShutdownTimeout)
+		p.stopAt = time.Now().Add(limit)
+		if p.loop.m.suspended {
+			p.resume()
+		}
 		p.loop.m.stop()
 		p.tick()
 	})

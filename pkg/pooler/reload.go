@@ -84,6 +84,11 @@ var errDatabaseRemoved = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtoc
 // name, or returns nil.
 func (m *machine) reconfigure(l limits, database func(name string) *Database) {
 	m.limits = l
+	for name := range m.marks {
+		if database(name) == nil {
+			delete(m.marks, name)
+		}
+	}
 	for _, p := range m.pools {
 		db := database(p.key.database)
 		switch {
@@ -137,8 +142,10 @@ func (m *machine) replaceServers(p *pool) {
 
 // closeIdle closes the servers that are free.
 func (m *machine) closeIdle(p *pool, why string) {
-	for p.idle.head != nil {
-		m.closeServer(p.idle.head, why)
+	for _, l := range []*list[server]{&p.used, &p.idle} {
+		for l.head != nil {
+			m.closeServer(l.head, why)
+		}
 	}
 }
 

@@ -99,6 +99,7 @@ type Config struct {
 	QueryWaitTimeout     time.Duration
 	ClientLoginTimeout   time.Duration
 	CancelWaitTimeout    time.Duration // never 0
+	SuspendTimeout       time.Duration
 
 	IgnoreStartupParameters []string // names in lower case
 	ApplicationNameAddHost  bool
@@ -214,6 +215,7 @@ func defaults() Config {
 		QueryWaitTimeout:      2 * time.Minute,
 		ClientLoginTimeout:    time.Minute,
 		CancelWaitTimeout:     10 * time.Second,
+		SuspendTimeout:        10 * time.Second,
 		StatsPeriod:           time.Minute,
 		LogConnections:        true,
 		LogDisconnections:     true,

@@ -23,6 +23,7 @@ var settings = map[string]rule[file]{
 	"max_prepared_statements": setInt(0, maxStmts, func(f *file) *int { return &f.MaxPreparedStatements }),
 	"cancel_wait_timeout":     setPositive(func(f *file) *time.Duration { return &f.CancelWaitTimeout }),
 	"server_connect_timeout":  setPositive(func(f *file) *time.Duration { return &f.ServerConnectTimeout }),
+	"suspend_timeout":         setTime(func(f *file) *time.Duration { return &f.SuspendTimeout }),
 	"server_login_retry":      setTime(func(f *file) *time.Duration { return &f.ServerLoginRetry }),
 	"server_lifetime":         setTime(func(f *file) *time.Duration { return &f.ServerLifetime }),
 	"server_idle_timeout":     setTime(func(f *file) *time.Duration { return &f.ServerIdleTimeout }),
@@ -115,7 +116,6 @@ var settings = map[string]rule[file]{
 	"server_tls_protocols":   only[file]("secure"),
 	"server_tls_sslmode":     only[file]("disable"),
 	"service_name":           {},
-	"suspend_timeout":        {},
 	"syslog":                 off[file](),
 	"syslog_facility":        moot[file](mootSyslog),
 	"syslog_ident":           moot[file](mootSyslog),
@@ -188,6 +188,7 @@ var defaultTexts = map[string]string{
 	"server_reset_query_always":   "0",
 	"so_reuseport":                "0",
 	"stats_period":                "60",
+	"suspend_timeout":             "10",
 	"stats_users":                 "",
 	"trusted_balancers":           "",
 }

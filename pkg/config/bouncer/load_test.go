@@ -61,6 +61,7 @@ func TestLoadGood(t *testing.T) {
 		QueryWaitTimeout:       1500 * time.Millisecond,
 		ClientLoginTimeout:     time.Minute,
 		CancelWaitTimeout:      10 * time.Second,
+		SuspendTimeout:         10 * time.Second,
 		StatsPeriod:            30 * time.Second,
 		AdminUsers:             []string{"app", "postgres"},
 		StatsUsers:             []string{"new"},
@@ -141,7 +142,7 @@ func TestLoadDefaults(t *testing.T) {
 		ServerConnectTimeout: 15 * time.Second, ServerLoginRetry: 15 * time.Second,
 		ServerLifetime: 3600 * time.Second, ServerIdleTimeout: 600 * time.Second,
 		QueryWaitTimeout: 120 * time.Second, ClientLoginTimeout: 60 * time.Second,
-		CancelWaitTimeout: 10 * time.Second, StatsPeriod: 60 * time.Second,
+		CancelWaitTimeout: 10 * time.Second, SuspendTimeout: 10 * time.Second, StatsPeriod: 60 * time.Second,
 		LogConnections: true, LogDisconnections: true, LogPoolerErrors: true,
 		Databases: []Database{{Name: "d", Host: "h", Port: 5432, DBName: "d", PoolSize: 20}},
 	}
