@@ -27,6 +27,7 @@ const (
 func (p *Pooler) accept(ln net.Listener) {
 	for {
 		conn, err := ln.Accept()
+		p.gate.wait(p.ctx)
 		if err == nil {
 			n := p.clients.Add(1)
 			if n > int64(p.conf().MaxClients+refusingExtra) {
@@ -66,6 +67,7 @@ func isShortage(err error) bool {
 // to the loop.
 func (p *Pooler) serve(conn net.Conn, full bool) {
 	addr, peer, local := p.endpoints(conn)
+	p.conf().TCP.apply(conn, p.log)
 	limit := p.conf().ClientLoginTimeout
 	if full && (limit == 0 || limit > refusingTimeout) {
 		limit = refusingTimeout

@@ -28,6 +28,7 @@ type conn struct {
 	queued   bool // stands in machine.ready
 	dirty    bool // stands in machine.dirty
 	dropped  bool // descriptor closed, slot given back
+	parked   bool // not to be read while the pooler is suspended
 
 	in  framer
 	out *outq // nil unless there are bytes to send in this round

@@ -19,7 +19,7 @@ var errServerCertificate = errors.New("certificate of server is not valid")
 // dialServer connects to a server, with TLS where that is wanted. Session is nil
 // if it is in plain text.
 func (p *Pooler) dialServer(ctx context.Context, network, addr, host string) (net.Conn, *tlsSession, error) {
-	conn, err := p.dialer.DialContext(ctx, network, addr)
+	conn, err := p.conf().TCP.dial(ctx, network, addr)
 	if err != nil {
 		return nil, nil, fmt.Errorf("connecting to server: %w", err)
 	}

@@ -76,6 +76,9 @@ func (p *Pooler) logLogin(n *newcomer, database string) {
 // carried out. The requester's connection is open until then, so that it knows
 // when it can hit nothing else any more.
 func (p *Pooler) cancelClient(from netip.AddrPort, key pgwire.CancelKey) {
+	if p.cancelConsole(key) {
+		return
+	}
 	done := make(chan struct{})
 	posted := p.loop.post(func() {
 		if !p.loop.m.clientCancels(key, func() { close(done) }) {

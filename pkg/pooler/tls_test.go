@@ -286,7 +286,7 @@ func TestTLSServers(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.host != host {
-				forward(t, net.JoinHostPort(tt.host, fmt.Sprint(port)), net.JoinHostPort(host, fmt.Sprint(port)))
+				relayTCP(t, net.JoinHostPort(tt.host, fmt.Sprint(port)), net.JoinHostPort(host, fmt.Sprint(port)))
 			}
 			p := startPoolerAt(t, tt.host, port, func(c *Config) { c.ServerTLS = tt.tls })
 			conn, err := pgx.Connect(testContext(t), dsn(p.host, p.port, "postgres"))
@@ -308,8 +308,8 @@ func TestTLSServers(t *testing.T) {
 	}
 }
 
-// forward relays connections.
-func forward(t *testing.T, from, to string) {
+// relayTCP relays connections.
+func relayTCP(t *testing.T, from, to string) {
 	ln, err := net.Listen("tcp", from)
 	if err != nil {
 		t.Fatal(err)

@@ -69,6 +69,31 @@ type Config struct {
 
 	MaxPreparedStatements int // per server; 0 turns the tracking off
 
+	ServerRoundRobin bool
+	ServerCheckQuery string // "" is none, "<empty>" the empty one
+	ServerCheckDelay time.Duration
+	DisablePQExec    bool
+	MaxPacketSize    int
+
+	QueryTimeout           time.Duration
+	IdleTransactionTimeout time.Duration
+	TransactionTimeout     time.Duration
+	ClientIdleTimeout      time.Duration
+	QueryWaitNotify        time.Duration
+	PoolIdleTimeout        time.Duration
+	AutoDBIdleTimeout      time.Duration
+
+	DNSMaxTTL, DNSNotFoundTTL time.Duration
+	ServerFastClose           bool
+
+	TCPDeferAccept  bool
+	TCPKeepAlive    bool
+	TCPKeepCount    int // this and the following: 0 is for the default
+	TCPKeepIdle     time.Duration
+	TCPKeepInterval time.Duration
+	TCPUserTimeout  time.Duration
+	TCPSocketBuffer int
+
 	ServerConnectTimeout time.Duration // never 0
 	ServerLoginRetry     time.Duration // wait after a failed login
 	ServerLifetime       time.Duration // 0: a server is used once
@@ -76,6 +101,7 @@ type Config struct {
 	QueryWaitTimeout     time.Duration
 	ClientLoginTimeout   time.Duration
 	CancelWaitTimeout    time.Duration // never 0
+	SuspendTimeout       time.Duration
 
 	IgnoreStartupParameters []string // names in lower case
 	ApplicationNameAddHost  bool
@@ -100,18 +126,25 @@ type Setting struct{ Key, Value, Default string }
 // Database is an entry of [databases]: a name that clients ask for and the
 // server behind it.
 type Database struct {
-	Name     string // as clients call it; "*" for the fallback
-	Host     string // name, IP address, or directory of a unix socket, which begins with /
+	Name string // as clients call it; "*" for the fallback
+	// Host is a name, IP address, or directory of a unix socket, which begins
+	// with /, or several of them separated by commas.
+	Host     string
 	Port     int
 	DBName   string // as the server calls it; empty for what the client said
 	User     string // who logs in to the server; empty for the client's user
 	Password string // of User; only with User
 	PoolSize int    // the database's own or DefaultPoolSize
 	PoolMode string // "" for the Config's
+	// LoadBalanceHosts is round-robin, disable, or "" for the first;
+	// TargetSessionAttrs one of libpq's words, or "" for any.
+	LoadBalanceHosts, TargetSessionAttrs string
 	// MinPoolSize and ReservePoolSize are 0 for the Config's, -1 for none.
 	MinPoolSize, ReservePoolSize int
 	// Limits; 0 is for the Config's.
 	MaxConnections, MaxClientConnections int
+	ServerLifetime                       time.Duration // 0 is for the Config's
+	QueryWaitTimeout                     time.Duration // 0 is for the Config's, -1 for none
 }
 
 // UserSetting is an entry of [users]: what is special about a user.
@@ -123,6 +156,9 @@ type UserSetting struct {
 	ReservePoolSize int
 	// Limits; 0 is for those of [pgbouncer].
 	MaxConnections, MaxClientConnections int
+	QueryWaitTimeout                     time.Duration // 0 is for the database's, -1 for none
+	// Timeouts; 0 is for those of [pgbouncer].
+	QueryTimeout, IdleTransactionTimeout, TransactionTimeout, ClientIdleTimeout time.Duration
 }
 
 // User is a line of the user list.
@@ -164,6 +200,14 @@ func defaults() Config {
 		ServerTLS:             defaultTLS("prefer"),
 		PoolMode:              "session",
 		ReservePoolTimeout:    5 * time.Second,
+		ServerCheckQuery:      "<empty>",
+		ServerCheckDelay:      30 * time.Second,
+		MaxPacketSize:         maxInt32,
+		QueryWaitNotify:       5 * time.Second,
+		DNSMaxTTL:             15 * time.Second,
+		DNSNotFoundTTL:        15 * time.Second,
+		AutoDBIdleTimeout:     time.Hour,
+		TCPKeepAlive:          true,
 		ServerResetQuery:      "DISCARD ALL",
 		DefaultPoolSize:       20,
 		MaxClientConn:         100,
@@ -175,6 +219,7 @@ func defaults() Config {
 		QueryWaitTimeout:      2 * time.Minute,
 		ClientLoginTimeout:    time.Minute,
 		CancelWaitTimeout:     10 * time.Second,
+		SuspendTimeout:        10 * time.Second,
 		StatsPeriod:           time.Minute,
 		LogConnections:        true,
 		LogDisconnections:     true,
