@@ -25,6 +25,9 @@ func (m *machine) tick() {
 		}
 	}
 	m.tickTimeouts()
+	if m.limits.fastClose {
+		m.tickFastClose()
+	}
 	m.tickUnusedPools()
 	m.tickStarved()
 	m.settleLimits()

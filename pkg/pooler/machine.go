@@ -45,6 +45,9 @@ type limits struct {
 	serverIdle     time.Duration
 	cancelWait     time.Duration
 	suspendTimeout time.Duration
+	logStats       bool
+	fastClose      bool   // of servers in session pooling that are to be replaced
+	loginNotice    []byte // a message; nil: none
 	statsPeriod    time.Duration
 	parting        time.Duration // for a client that took its leave to close
 	resetMsg       []byte        // the query that cleans a session for the next client; nil: none
@@ -96,6 +99,9 @@ func limitsOf(c *Config) limits {
 		serverIdle:     c.ServerIdleTimeout,
 		cancelWait:     c.CancelWaitTimeout,
 		suspendTimeout: c.SuspendTimeout,
+		logStats:       c.LogStats,
+		fastClose:      c.ServerFastClose,
+		loginNotice:    noticeMsg(c.LoginNotice),
 		statsPeriod:    c.StatsPeriod,
 		parting:        cmp.Or(c.parting, partingTimeout),
 		resetMsg:       queryMsg(c.ServerResetQuery),
@@ -331,6 +337,7 @@ func (m *machine) greet(cl *client) {
 		out = pgwire.AppendParameterStatus(out, p.Name, value)
 	}
 	out = pgwire.AppendBackendKeyData(out, cl.key)
+	out = append(out, m.limits.loginNotice...)
 	m.emit(&cl.conn, pgwire.AppendReadyForQuery(out, pgwire.TxIdle))
 	m.moveClient(cl, clientIdle)
 	m.wake(&cl.conn)

@@ -139,6 +139,26 @@ func (m *machine) replaceServers(p *pool) {
 	m.closeIdle(p, reasonReconfigured)
 }
 
+// tickFastClose ends sessions in session pooling that keep servers which are to
+// be replaced (server_fast_close).
+func (m *machine) tickFastClose() {
+	for _, c := range m.slots {
+		if c != nil && c.cl != nil && c.cl.resting() && c.cl.server.epoch != c.cl.pool.epoch {
+			m.refuseClient(c.cl, refusedShutdown, errReconfigured)
+		}
+	}
+}
+
+var errReconfigured = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation, reasonReconfigured)
+
+// noticeMsg returns the message for a notice to clients, nil for none.
+func noticeMsg(text string) []byte {
+	if text == "" {
+		return nil
+	}
+	return pgwire.NewError("NOTICE", codeSuccess, text).AppendNotice(nil)
+}
+
 // closeIdle closes the servers that are free.
 func (m *machine) closeIdle(p *pool, why string) {
 	for _, l := range []*list[server]{&p.used, &p.idle} {

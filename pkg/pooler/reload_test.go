@@ -255,3 +255,37 @@ func TestSet(t *testing.T) {
 		t.Errorf("%d clients at the most after RELOAD", n)
 	}
 }
+
+// TestServerFastClose: a session whose server is to be replaced ends between two
+// transactions.
+func TestServerFastClose(t *testing.T) {
+	w := newFakeWorld(t, func(l *limits) { l.fastClose = true })
+	db := inMode(PoolSession, 2)
+	a, pa := w.welcomed(db)
+	b, pb := w.welcomed(db)
+	w.ask(a, pa, "begin")
+	w.ask(b, pb, "row x")
+	w.m.replaceServers(a.pool)
+	w.m.tick()
+	w.settle()
+	if got := string(pb.take()); !strings.Contains(got, reasonReconfigured) || a.state != clientActive {
+		t.Errorf("got %q; the one in a transaction is in state %d", got, a.state)
+	}
+	w.ask(a, pa, "commit")
+	w.m.tick()
+	w.settle()
+	if got := string(pa.take()); !strings.Contains(got, reasonReconfigured) {
+		t.Errorf("after the transaction: %q", got)
+	}
+}
+
+// TestLoginNotice: login_notify_message comes with the welcome.
+func TestLoginNotice(t *testing.T) {
+	w := newFakeWorld(t, func(l *limits) { l.loginNotice = noticeMsg("be nice") })
+	_, p := w.newClient(database("d", 1))
+	w.settle()
+	got := p.take()
+	if !strings.HasSuffix(types(t, got), "SKNZ") || !strings.Contains(string(got), "be nice") {
+		t.Errorf("welcome %q", got)
+	}
+}

@@ -21,8 +21,12 @@ type rule[T any] struct {
 
 // The rules that recur.
 const (
-	mootUnix   = "there is no unix socket to listen on"
-	mootSyslog = "logging to syslog is off"
+	mootConffile = "the file is the one on the command line"
+	mootJobName  = "no name is made of it here"
+	mootBuffers  = "buffers are shared, and sized by the traffic"
+	mootResolver = "names are resolved as the system does it"
+	mootService  = "it is for Windows"
+	mootUnix     = "there is no unix socket to listen on"
 )
 
 func supported[T any](set func(dst *T, value string) error) rule[T] { return rule[T]{set: set} }
@@ -80,6 +84,9 @@ const (
 	minPacket = 1024
 	// maxKeepCount is the kernel's MAX_TCP_KEEPCNT.
 	maxKeepCount = 127
+	maxPeerID    = 16383 // PgBouncer's: it has 14 bits in a cancel key
+	maxPeers     = 16383
+	maxVerbose   = 9
 	// A day, in seconds: averages over more say nothing.
 	maxStatsPeriod = 86400
 )
@@ -200,6 +207,21 @@ func setAuthType(c *Config, value string) error {
 		return fmt.Errorf("%q is known to PgBouncer but not supported yet: want scram-sha-256, md5 or trust", value)
 	}
 	return fmt.Errorf("%q is not one of scram-sha-256, md5 and trust", value)
+}
+
+// setFacility takes one of the facilities of syslog.
+func setFacility(f *file, value string) error {
+	v := strings.ToLower(value)
+	if !slices.Contains(facilities, v) {
+		return fmt.Errorf("%q is not one of %s", value, strings.Join(facilities, ", "))
+	}
+	f.SyslogFacility = v
+	return nil
+}
+
+// facilities are those that PgBouncer knows.
+var facilities = []string{
+	"auth", "authpriv", "daemon", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7", "user",
 }
 
 // setPoolMode takes one of PgBouncer's pool modes.
