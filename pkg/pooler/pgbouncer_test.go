@@ -106,7 +106,7 @@ func TestLikePgBouncer(t *testing.T) {
 	theirs := dialConsole(t, &testPooler{host: "127.0.0.1", port: port, t: t}, testUser)
 	ours := dialConsole(t, p, testUser)
 	for _, what := range []string{"clients", "servers", "pools", "databases", "stats", "stats_totals", "stats_averages", "totals",
-		"lists", "users", "config", "mem", "sockets", "active_sockets", "version", "state", "dns_hosts", "dns_zones", "fds", "client_encoding", "TimeZone"} {
+		"lists", "users", "config", "mem", "sockets", "active_sockets", "version", "dns_hosts", "dns_zones", "fds", "client_encoding", "TimeZone"} {
 		var columns [2][]string
 		for i, c := range []consoleConn{theirs, ours} {
 			results := c.Exec(testContext(t), "SHOW "+what)
