@@ -49,6 +49,8 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 	c.ReservePoolSize, c.ReservePoolTimeout = f.ReservePoolSize, f.ReservePoolTimeout
 	c.MaxDBConnections, c.MaxDBClientConnections = f.MaxDBConnections, f.MaxDBClientConnections
 	c.MaxUserConnections, c.MaxUserClientConnections = f.MaxUserConnections, f.MaxUserClientConnections
+	c.DNSMaxTTL, c.DNSNotFoundTTL = f.DNSMaxTTL, f.DNSNotFoundTTL
+	c.ServerFastClose = f.ServerFastClose
 	c.ServerRoundRobin = f.ServerRoundRobin
 	c.ServerCheckQuery, c.ServerCheckDelay = f.ServerCheckQuery, f.ServerCheckDelay
 	c.DisablePQExec, c.MaxPacketSize = f.DisablePQExec, f.MaxPacketSize
@@ -62,7 +64,7 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 		NoKeepAlive: !f.TCPKeepAlive, KeepIdle: f.TCPKeepIdle, KeepInterval: f.TCPKeepInterval, KeepCount: f.TCPKeepCount,
 		UserTimeout: f.TCPUserTimeout, DeferAccept: f.TCPDeferAccept, Buffer: f.TCPSocketBuffer,
 	}
-	c.LogStats, c.LoginNotice, c.ServerFastClose = f.LogStats, f.LoginNotifyMessage, f.ServerFastClose
+	c.LogStats, c.LoginNotice = f.LogStats, f.LoginNotifyMessage
 	c.PeerID = f.PeerID
 	for _, p := range f.Peers {
 		c.Peers = append(c.Peers, pooler.Peer{ID: p.ID, Host: p.Host, Port: uint16(p.Port), PoolSize: p.PoolSize})
@@ -149,6 +151,14 @@ func database(d *bouncer.Database) (out pooler.Database, err error) {
 	}
 	if d.Password != "" {
 		out.Secret = pgwire.PlainSecret(d.Password)
+	}
+	if d.LoadBalanceHosts == "disable" {
+		out.LoadBalance = pooler.LoadBalanceDisable
+	}
+	if d.TargetSessionAttrs != "" {
+		if out.Target, err = pooler.ParseTargetSession(d.TargetSessionAttrs); err != nil {
+			return out, err
+		}
 	}
 	out.PoolMode, err = poolMode(d.PoolMode)
 	return out, err

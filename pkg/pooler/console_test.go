@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -128,7 +130,14 @@ func TestConsoleAccess(t *testing.T) {
 	}
 	find(t, alice.show("fds"), "task=pooler", "addr=127.0.0.1", "port="+itoa(p.port), "password=NULL")
 	find(t, alice.show("peers"), "peer_id=7", "host=h", "port=6432", "pool_size=5")
-	for _, what := range []string{"PEER_POOLS", "DNS_HOSTS", "DNS_ZONES"} {
+	p.addresses.mu.Lock()
+	p.addresses.hosts["db.example"] = &addresses{
+		addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")}, until: time.Now().Add(10500 * time.Millisecond),
+	}
+	p.addresses.mu.Unlock()
+	find(t, alice.show("dns_hosts"), "hostname=db.example", "ttl=10", "addrs=10.0.0.1,10.0.0.2")
+	find(t, alice.show("lists"), "list=dns_names", "items=1")
+	for _, what := range []string{"PEER_POOLS", "DNS_ZONES"} {
 		if rows := alice.show(what); len(rows) != 0 {
 			t.Errorf("SHOW %s: %v", what, rows)
 		}

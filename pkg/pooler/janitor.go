@@ -25,9 +25,7 @@ func (m *machine) tick() {
 		}
 	}
 	m.tickTimeouts()
-	if m.limits.fastClose {
-		m.tickFastClose()
-	}
+	m.tickFastClose()
 	m.tickUnusedPools()
 	m.tickStarved()
 	m.settleLimits()

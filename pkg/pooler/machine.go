@@ -46,7 +46,6 @@ type limits struct {
 	cancelWait     time.Duration
 	suspendTimeout time.Duration
 	logStats       bool
-	fastClose      bool   // of servers in session pooling that are to be replaced
 	loginNotice    []byte // a message; nil: none
 	statsPeriod    time.Duration
 	parting        time.Duration // for a client that took its leave to close
@@ -59,6 +58,7 @@ type limits struct {
 	checkDelay     time.Duration // for servers that were not used for so long
 	poolIdle       time.Duration // after which an unused pool is forgotten; 0: never
 	autoIdle       time.Duration // one of a database that the entry * made; 0: never
+	fastClose      bool          // a server that is to be replaced goes though a session goes on there
 	roundRobin     bool          // servers are used in turn
 	noPQExec       bool          // simple queries are refused
 	maxPacket      int           // bytes of a client's message; 0: any number
@@ -100,7 +100,6 @@ func limitsOf(c *Config) limits {
 		cancelWait:     c.CancelWaitTimeout,
 		suspendTimeout: c.SuspendTimeout,
 		logStats:       c.LogStats,
-		fastClose:      c.ServerFastClose,
 		loginNotice:    noticeMsg(c.LoginNotice),
 		statsPeriod:    c.StatsPeriod,
 		parting:        cmp.Or(c.parting, partingTimeout),
@@ -113,6 +112,7 @@ func limitsOf(c *Config) limits {
 		checkDelay:     c.ServerCheckDelay,
 		poolIdle:       c.PoolIdleTimeout,
 		autoIdle:       c.AutoDBIdleTimeout,
+		fastClose:      c.ServerFastClose,
 		roundRobin:     c.ServerRoundRobin,
 		noPQExec:       c.DisablePQExec,
 		maxPacket:      c.MaxPacketSize,

@@ -23,11 +23,15 @@ type Pooler struct {
 	loop      *loop
 	listeners []net.Listener
 
-	gate     gate
-	ids      atomic.Uint64 // given to connections
-	consoles consoles
-	late     context.Context // ends when the loop has ended
-	lateEnd  context.CancelFunc
+	gate        gate
+	ids         atomic.Uint64 // given to connections
+	consoles    consoles
+	hosts       hostBook
+	addresses   *addressBook
+	refreshing  bool            // names are being looked up; the loop's
+	refreshedAt time.Duration   // the loop's
+	late        context.Context // ends when the loop has ended
+	lateEnd     context.CancelFunc
 
 	clients atomic.Int64 // connected
 	parting atomic.Int64 // goroutines that wait for a client's close
@@ -54,6 +58,7 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 	}
 	p := &Pooler{log: log, done: make(chan struct{})}
 	p.inForce.Store(s)
+	p.addresses = newAddressBook(p.addressesChanged)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.late, p.lateEnd = context.WithCancel(context.Background())
 	defer func() {
@@ -157,6 +162,7 @@ func (p *Pooler) stopAfter(limit time.Duration) {
 
 // tick looks whether the end has come.
 func (p *Pooler) tick() {
+	p.tickAddresses()
 	m := p.loop.m
 	if !m.stopping {
 		return

@@ -135,21 +135,10 @@ func (m *machine) follow(p *pool, db *Database) {
 // they become free.
 func (m *machine) replaceServers(p *pool) {
 	p.epoch++
+	p.host = ""
 	p.failure, p.failures, p.retryAt = nil, 0, 0 // what failed may work now
 	m.closeIdle(p, reasonReconfigured)
 }
-
-// tickFastClose ends sessions in session pooling that keep servers which are to
-// be replaced (server_fast_close).
-func (m *machine) tickFastClose() {
-	for _, c := range m.slots {
-		if c != nil && c.cl != nil && c.cl.resting() && c.cl.server.epoch != c.cl.pool.epoch {
-			m.refuseClient(c.cl, refusedShutdown, errReconfigured)
-		}
-	}
-}
-
-var errReconfigured = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation, reasonReconfigured)
 
 // noticeMsg returns the message for a notice to clients, nil for none.
 func noticeMsg(text string) []byte {

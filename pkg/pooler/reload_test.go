@@ -256,29 +256,6 @@ func TestSet(t *testing.T) {
 	}
 }
 
-// TestServerFastClose: a session whose server is to be replaced ends between two
-// transactions.
-func TestServerFastClose(t *testing.T) {
-	w := newFakeWorld(t, func(l *limits) { l.fastClose = true })
-	db := inMode(PoolSession, 2)
-	a, pa := w.welcomed(db)
-	b, pb := w.welcomed(db)
-	w.ask(a, pa, "begin")
-	w.ask(b, pb, "row x")
-	w.m.replaceServers(a.pool)
-	w.m.tick()
-	w.settle()
-	if got := string(pb.take()); !strings.Contains(got, reasonReconfigured) || a.state != clientActive {
-		t.Errorf("got %q; the one in a transaction is in state %d", got, a.state)
-	}
-	w.ask(a, pa, "commit")
-	w.m.tick()
-	w.settle()
-	if got := string(pa.take()); !strings.Contains(got, reasonReconfigured) {
-		t.Errorf("after the transaction: %q", got)
-	}
-}
-
 // TestLoginNotice: login_notify_message comes with the welcome.
 func TestLoginNotice(t *testing.T) {
 	w := newFakeWorld(t, func(l *limits) { l.loginNotice = noticeMsg("be nice") })

@@ -1,8 +1,12 @@
 package pooler
 
 import (
+	"maps"
 	"net"
+	"slices"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/pgsteer/pgsteer/pkg/pgwire"
 )
@@ -50,10 +54,40 @@ var (
 	dnsZoneColumns = columns("sqi", "zonename serial count")
 )
 
-// dnsHosts shows the names that are remembered: none are.
+// dnsHosts shows the names of hosts whose addresses are remembered, and for how
+// many seconds.
 func (s *console) dnsHosts() error {
 	s.header(dnsHostColumns)
+	for _, a := range s.p.addresses.list() {
+		s.rows.Begin()
+		s.rows.Text(a.host)
+		s.rows.Int(int64(max(a.left, 0) / time.Second))
+		s.rows.Text(strings.Join(a.addrs, ","))
+		s.endRow()
+	}
 	return nil
+}
+
+// knownHost is a host in an address book.
+type knownHost struct {
+	host  string
+	left  time.Duration // until it is asked for again
+	addrs []string
+}
+
+// list returns what an address book has, by name.
+func (b *addressBook) list() (list []knownHost) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, host := range slices.Sorted(maps.Keys(b.hosts)) {
+		a := b.hosts[host]
+		k := knownHost{host: host, left: a.until.Sub(b.now())}
+		for _, addr := range a.addrs {
+			k.addrs = append(k.addrs, addr.String())
+		}
+		list = append(list, k)
+	}
+	return list
 }
 
 // dnsZones shows the zones whose serial numbers are watched: none are, the
