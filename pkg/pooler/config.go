@@ -63,6 +63,14 @@ type Config struct {
 	MaxDBClientConnections, MaxUserClientConnections int
 	// UserSettings are what is special about users, by name.
 	UserSettings map[string]User
+	// Peers are the poolers beside this one, in their order; PeerID is this one's
+	// number among them, 0 for none.
+	Peers  []Peer
+	PeerID int
+	// LogStats has the averages logged at the end of each StatsPeriod.
+	LogStats bool
+	// LoginNotice is told to each client that logs in. Empty: nothing.
+	LoginNotice string
 	// ServerResetQuery cleans a server when its client has left it in session
 	// pooling, or always. Empty: none.
 	ServerResetQuery       string

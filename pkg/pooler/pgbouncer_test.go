@@ -94,13 +94,14 @@ func bouncerWith(t *testing.T, database, password, lines string) (port, version 
 }
 
 // newerColumns are those that later versions than PgBouncer 1.18 added, up to
-// 1.24: where one of them stands here, an older console has nothing.
+// 1.25: where one of them stands here, an older console has nothing.
 var newerColumns = []string{
 	"replication", "prepared_statements", "id", // 1.23, 1.21, 1.24
 	"load_balance_hosts", "server_lifetime", "max_client_connections", "current_client_connections",
 	"total_server_assignment_count", "total_client_parse_count", "total_server_parse_count", "total_bind_count",
 	"avg_server_assignment_count", "avg_client_parse_count", "avg_server_parse_count", "avg_bind_count",
 	"server_assignment_count", "client_parse_count", "server_parse_count", "bind_count",
+	"total_client_login_count", "avg_client_login_count", "client_login_count", // 1.25
 	"pool_size", "reserve_pool_size", "max_user_connections", "current_connections", "max_user_client_connections",
 }
 
@@ -112,7 +113,7 @@ func TestLikePgBouncer(t *testing.T) {
 	theirs := dialConsole(t, &testPooler{host: "127.0.0.1", port: port, t: t}, testUser)
 	ours := dialConsole(t, p, testUser)
 	for _, what := range []string{"clients", "servers", "pools", "databases", "stats", "stats_totals", "stats_averages", "totals",
-		"lists", "users", "config", "mem", "sockets", "active_sockets", "version", "client_encoding", "TimeZone"} {
+		"lists", "users", "config", "mem", "sockets", "active_sockets", "version", "dns_hosts", "dns_zones", "fds", "client_encoding", "TimeZone"} {
 		var columns [2][]string
 		for i, c := range []consoleConn{theirs, ours} {
 			results := c.Exec(testContext(t), "SHOW "+what)
