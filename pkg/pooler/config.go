@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -149,6 +150,8 @@ type Config struct {
 	LogPoolerErrors   bool // log each error sent to a client
 
 	parting time.Duration // 0: partingTimeout
+	// lookup finds the addresses of a host. Nil: the system's resolver.
+	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
 }
 
 // Setting is a line of the configuration, for SHOW CONFIG.

@@ -62,6 +62,9 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 	p := &Pooler{log: log, done: make(chan struct{}), handshakes: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	p.inForce.Store(s)
 	p.addresses = newAddressBook(p.addressesChanged)
+	if config.lookup != nil {
+		p.addresses.lookup = config.lookup
+	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.late, p.lateEnd = context.WithCancel(context.Background())
 	defer func() {
