@@ -219,7 +219,9 @@ func (l *Link) Connected() bool {
 func (l *Link) Drain(ctx context.Context) error {
 	l.mu.Lock()
 	target := l.sender.published
+	l.sender.hasten(l.now())
 	l.mu.Unlock()
+	l.signal()
 	for {
 		l.mu.Lock()
 		up, drained := l.sender.up, l.sender.drained(target)
