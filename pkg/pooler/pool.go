@@ -25,9 +25,14 @@ type pool struct {
 	// minSize servers are kept open, reserve more opened for clients that have
 	// waited long.
 	minSize, reserve int
+	lifetime         time.Duration
+	unusedAt         time.Duration // when it was last seen with clients or servers
 	dbUse, userUse   *usage
-	blocked          bool // by a limit that it shares with other pools
-	yield            bool // the next server that is free is closed in another pool's favour
+	blocked          bool   // by a limit that it shares with other pools
+	host             string // of the last server, if there is one right host at a time
+	removed          bool   // its database is no more
+	yield            bool   // the next server that is free is closed in another pool's favour
+	paused           bool   // by the console: no server for anybody
 	// resets: a server is cleaned by a query before the next client gets it.
 	resets bool
 
@@ -35,7 +40,8 @@ type pool struct {
 	servers [numServerStates]int
 	dialing int
 
-	idle     list[server] // most recently used first
+	idle     list[server] // most recently used first, with server_round_robin last
+	used     list[server] // idle, and to be checked before the next use
 	waiting  list[client] // first come, first served
 	greeting list[client]
 
@@ -89,6 +95,8 @@ func (m *machine) poolFor(db *Database, user string) *pool {
 	p := &pool{
 		key: key, db: db,
 		idle:     list[server]{at: serverLink},
+		used:     list[server]{at: serverLink},
+		unusedAt: m.now,
 		waiting:  list[client]{at: clientLink},
 		greeting: list[client]{at: clientLink},
 	}
@@ -103,13 +111,13 @@ func (p *pool) open() int { return p.live() + p.dialing }
 
 // live returns the number of servers that are logged in.
 func (p *pool) live() int {
-	return p.servers[serverIdle] + p.servers[serverActive] + p.servers[serverSettling] + p.servers[serverTesting] + p.servers[serverHeld]
+	return p.servers[serverIdle] + p.servers[serverUsed] + p.servers[serverActive] + p.servers[serverSettling] + p.servers[serverTesting] + p.servers[serverHeld]
 }
 
 // failing reports whether the pool has no server and the database refuses to
 // give it one.
 func (p *pool) failing(now time.Duration) bool {
-	return p.failure != nil && p.lasting && p.live() == 0 && now < p.retryAt
+	return p.failure != nil && p.lasting && p.live() == 0 && now < p.retryAt && !p.paused
 }
 
 // cachedFailure is what a client is told while logins are not tried again.
@@ -121,11 +129,15 @@ func (p *pool) cachedFailure() *pgwire.Error {
 // loggedIn is a server that a dial made.
 type loggedIn struct {
 	fd            int
+	tls           *tlsSession
+	tlsInfo       string
 	id            uint64
 	key           pgwire.CancelKey
 	params        paramList
 	epoch         uint64 // of the pool when the login began
 	network, addr string // where it is
+	host          string // of the database's, as the configuration has it
+	byName        bool   // host is a name that stands for addresses
 	local         netip.AddrPort
 }
 
@@ -134,12 +146,13 @@ func (m *machine) addServer(p *pool, n loggedIn) *server {
 	p.dialing--
 	p.failure, p.failures, p.retryAt = nil, 0, 0
 	p.stats.ServerLogins++
+	m.movedTo(p, n.host)
 	p.params = n.params
 	sv := &server{
-		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, local: n.local, vars: n.params.vars(),
-		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now, epoch: n.epoch,
+		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, host: n.host, byName: n.byName, local: n.local, vars: n.params.vars(),
+		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now, usedAt: m.now, epoch: n.epoch,
 	}
-	sv.sv = sv
+	sv.sv, sv.tls, sv.tlsInfo = sv, n.tls, n.tlsInfo
 	m.enter(&sv.conn, n.fd)
 	p.servers[serverNew]++
 	m.log.Log(context.Background(), m.limits.login, "new connection to server", "database", p.key.database, "user", p.key.user, "pid", sv.key.PID)
@@ -168,7 +181,7 @@ func (m *machine) loginFailed(p *pool, e *pgwire.Error, lasting bool) {
 		m.log.Warn("failed to log in to server", "database", p.key.database, "user", p.key.user,
 			"error", e.Message, "code", e.Code, "retry_in", wait)
 	}
-	if !lasting || p.live() > 0 {
+	if !lasting || p.live() > 0 || p.paused {
 		return
 	}
 	told := pgwire.NewError(pgwire.SeverityFatal, e.Code, e.Message)
@@ -229,7 +242,7 @@ func (m *machine) link(cl *client, sv *server) {
 	sv.client, cl.server = cl, sv
 	sv.touched, sv.stalled, sv.lastType = false, false, 0
 	sv.unreset = cl.pool.resets || cl.mode == PoolSession && len(m.limits.resetMsg) > 0
-	cl.linkedAt, cl.cancelWanted = m.now, false
+	cl.linkedAt, cl.cancelWanted, cl.waitNotified = m.now, false, false
 	if sv.vars == cl.vars {
 		m.moveClient(cl, clientActive)
 		return
@@ -299,10 +312,12 @@ func (m *machine) handOut(sv *server) {
 		m.closeServer(sv, "server connection closed")
 	case m.stopping:
 		m.closeServer(sv, "shutting down")
-	case sv.touched && m.now-sv.openedAt >= m.limits.serverLifetime:
+	case sv.touched && m.now-sv.openedAt >= p.lifetime:
 		m.closeServer(sv, "server lifetime over")
 	case sv.epoch != p.epoch:
 		m.closeServer(sv, reasonReconfigured)
+	case p.paused:
+		m.closeServer(sv, reasonPaused)
 	case sv.unreset && len(m.limits.resetMsg) > 0:
 		sv.unreset = false
 		m.test(sv, m.limits.resetMsg, resetFailed)
@@ -317,6 +332,9 @@ func (m *machine) handOut(sv *server) {
 		}
 	default:
 		sv.expects.shrink()
+		if sv.state != serverTesting {
+			sv.usedAt = m.now
+		}
 		m.moveServer(sv, serverIdle)
 		m.freed = true
 	}
@@ -358,6 +376,7 @@ func (m *machine) serverGone(sv *server, reason string) {
 	if !m.blocked { // else others may have waited longer, see settleLimits
 		m.grow(sv.pool)
 	}
+	m.lookAround()
 }
 
 // lastingFailure tells a login that the server refuses for good from one that
@@ -368,6 +387,6 @@ func lastingFailure(err error) (e *pgwire.Error, lasting bool) {
 		class := e.Code[:min(2, len(e.Code))]
 		return pgwire.NewError(pgwire.SeverityFatal, e.Code, e.Message), class != "57" && class != "53"
 	}
-	lasting = errors.Is(err, pgwire.ErrNoCredentials)
+	lasting = errors.Is(err, pgwire.ErrNoCredentials) || tlsRefused(err)
 	return pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeConnectionFailure, "server connection failed: "+err.Error()), lasting
 }

@@ -116,7 +116,7 @@ func (m *machine) serverMessage(sv *server, b []byte) (used, need int) {
 		m.relay(sv, typ, b[:n], visible)
 	case pgwire.MsgErrorResponse:
 		m.serverError(sv, b[:n], whole)
-		if sv.tainted && sv.state == serverIdle {
+		if sv.tainted && (sv.state == serverIdle || sv.state == serverUsed) {
 			m.closeServer(sv, "server is going")
 		}
 	case pgwire.MsgReadyForQuery:
@@ -329,6 +329,9 @@ func (m *machine) serverParameter(sv *server, body []byte) bool {
 	if !ok {
 		m.serverBroken(sv, "malformed parameter status")
 		return false
+	}
+	if sv.pool.db.Target != TargetAny {
+		m.roleChanged(sv, name, value)
 	}
 	i := varIndex(name)
 	if i < 0 {

@@ -31,6 +31,7 @@ const (
 	serverIdle                 // clean and free
 	serverActive               // a client has it
 	serverSettling             // its client went away in the middle: it is being cleaned
+	serverUsed                 // clean and free, but to be checked before its next use
 	serverTesting              // it runs a query of the configuration, to be cleaned or checked
 	serverHeld                 // clean, but a cancel request for its last client is still on its way
 	serverGone
@@ -76,6 +77,8 @@ type client struct {
 	refused bool
 	// cancelWanted: cancelled while its server was being given parameters.
 	cancelWanted bool
+	// waitNotified: it has been told that it waits.
+	waitNotified bool
 
 	connectedAt time.Duration
 	requestedAt time.Duration // when its last query was sent on; 0: never
@@ -90,13 +93,15 @@ type server struct {
 	conn
 	state serverState
 	pool  *pool
-	lk    link[server] // in pool.idle, machine.settling or machine.testing
+	lk    link[server] // in pool.idle, pool.used, machine.settling or machine.testing
 
 	client *client // in state active
 
 	id            uint64 // for the console
 	key           pgwire.CancelKey
 	network, addr string // where it is, for cancel requests
+	host          string // as the configuration has it
+	byName        bool   // host is a name that stands for addresses
 	local         netip.AddrPort
 	vars          vars
 
@@ -136,6 +141,7 @@ type server struct {
 	unreset  bool          // to be cleaned by the reset query before anybody else gets it
 
 	openedAt time.Duration
+	usedAt   time.Duration // when a client last left it
 	since    time.Duration // of the present state
 	busyAt   time.Duration // since when answers are due
 }
@@ -184,7 +190,7 @@ func (m *machine) moveServer(sv *server, to serverState) {
 	p.servers[to]++
 	sv.since = m.now
 	if l := m.serverList(p, to); l != nil {
-		if to == serverTesting {
+		if to == serverTesting || to == serverIdle && m.limits.roundRobin {
 			l.pushBack(sv) // who has been tested longest is first
 			return
 		}
@@ -198,6 +204,8 @@ func (m *machine) serverList(p *pool, s serverState) *list[server] {
 	switch s {
 	case serverIdle:
 		return &p.idle
+	case serverUsed:
+		return &p.used
 	case serverSettling:
 		return &m.settling
 	case serverTesting:

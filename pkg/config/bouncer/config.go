@@ -42,6 +42,8 @@ type Config struct {
 	// TrustedBalancers are whose word about a connection's client is taken.
 	TrustedBalancers []netip.Prefix
 
+	ClientTLS, ServerTLS TLS
+
 	AuthType AuthType
 	AuthFile string
 	Users    []User // what AuthFile holds, in its order
@@ -67,6 +69,31 @@ type Config struct {
 
 	MaxPreparedStatements int // per server; 0 turns the tracking off
 
+	ServerRoundRobin bool
+	ServerCheckQuery string // "" is none, "<empty>" the empty one
+	ServerCheckDelay time.Duration
+	DisablePQExec    bool
+	MaxPacketSize    int
+
+	QueryTimeout           time.Duration
+	IdleTransactionTimeout time.Duration
+	TransactionTimeout     time.Duration
+	ClientIdleTimeout      time.Duration
+	QueryWaitNotify        time.Duration
+	PoolIdleTimeout        time.Duration
+	AutoDBIdleTimeout      time.Duration
+
+	DNSMaxTTL, DNSNotFoundTTL time.Duration
+	ServerFastClose           bool
+
+	TCPDeferAccept  bool
+	TCPKeepAlive    bool
+	TCPKeepCount    int // this and the following: 0 is for the default
+	TCPKeepIdle     time.Duration
+	TCPKeepInterval time.Duration
+	TCPUserTimeout  time.Duration
+	TCPSocketBuffer int
+
 	ServerConnectTimeout time.Duration // never 0
 	ServerLoginRetry     time.Duration // wait after a failed login
 	ServerLifetime       time.Duration // 0: a server is used once
@@ -74,6 +101,7 @@ type Config struct {
 	QueryWaitTimeout     time.Duration
 	ClientLoginTimeout   time.Duration
 	CancelWaitTimeout    time.Duration // never 0
+	SuspendTimeout       time.Duration
 
 	IgnoreStartupParameters []string // names in lower case
 	ApplicationNameAddHost  bool
@@ -83,6 +111,19 @@ type Config struct {
 	LogConnections    bool
 	LogDisconnections bool
 	LogPoolerErrors   bool
+
+	LogStats           bool
+	LogFile            string // "": standard error alone
+	Syslog             bool
+	SyslogFacility     string
+	SyslogIdent        string
+	Verbose            int
+	PIDFile            string // "" is none
+	RunUser            string // whom to become; "": nobody else
+	LoginNotifyMessage string // "" is none
+
+	PeerID int    // ours among Peers; 0 is none
+	Peers  []Peer // in the order of the file
 
 	Databases []Database // in the order of the file; at least one, or a Fallback
 	Fallback  *Database  // the entry "*": for every name not in Databases
@@ -98,18 +139,34 @@ type Setting struct{ Key, Value, Default string }
 // Database is an entry of [databases]: a name that clients ask for and the
 // server behind it.
 type Database struct {
-	Name     string // as clients call it; "*" for the fallback
-	Host     string // name, IP address, or directory of a unix socket, which begins with /
+	Name string // as clients call it; "*" for the fallback
+	// Host is a name, IP address, or directory of a unix socket, which begins
+	// with /, or several of them separated by commas.
+	Host     string
 	Port     int
 	DBName   string // as the server calls it; empty for what the client said
 	User     string // who logs in to the server; empty for the client's user
 	Password string // of User; only with User
 	PoolSize int    // the database's own or DefaultPoolSize
 	PoolMode string // "" for the Config's
+	// LoadBalanceHosts is round-robin, disable, or "" for the first;
+	// TargetSessionAttrs one of libpq's words, or "" for any.
+	LoadBalanceHosts, TargetSessionAttrs string
 	// MinPoolSize and ReservePoolSize are 0 for the Config's, -1 for none.
 	MinPoolSize, ReservePoolSize int
 	// Limits; 0 is for the Config's.
 	MaxConnections, MaxClientConnections int
+	ServerLifetime                       time.Duration // 0 is for the Config's
+	QueryWaitTimeout                     time.Duration // 0 is for the Config's, -1 for none
+}
+
+// Peer is an entry of [peers]: another pooler that a cancel request may be meant
+// for.
+type Peer struct {
+	ID       int // its peer_id
+	Host     string
+	Port     int
+	PoolSize int // 0 for DefaultPoolSize
 }
 
 // UserSetting is an entry of [users]: what is special about a user.
@@ -121,6 +178,9 @@ type UserSetting struct {
 	ReservePoolSize int
 	// Limits; 0 is for those of [pgbouncer].
 	MaxConnections, MaxClientConnections int
+	QueryWaitTimeout                     time.Duration // 0 is for the database's, -1 for none
+	// Timeouts; 0 is for those of [pgbouncer].
+	QueryTimeout, IdleTransactionTimeout, TransactionTimeout, ClientIdleTimeout time.Duration
 }
 
 // User is a line of the user list.
@@ -158,8 +218,18 @@ func defaults() Config {
 		ListenPort:            6432,
 		ListenBacklog:         128,
 		AuthType:              AuthMD5,
+		ClientTLS:             defaultTLS("disable"),
+		ServerTLS:             defaultTLS("prefer"),
 		PoolMode:              "session",
 		ReservePoolTimeout:    5 * time.Second,
+		ServerCheckQuery:      "<empty>",
+		ServerCheckDelay:      30 * time.Second,
+		MaxPacketSize:         maxInt32,
+		QueryWaitNotify:       5 * time.Second,
+		DNSMaxTTL:             15 * time.Second,
+		DNSNotFoundTTL:        15 * time.Second,
+		AutoDBIdleTimeout:     time.Hour,
+		TCPKeepAlive:          true,
 		ServerResetQuery:      "DISCARD ALL",
 		DefaultPoolSize:       20,
 		MaxClientConn:         100,
@@ -171,7 +241,11 @@ func defaults() Config {
 		QueryWaitTimeout:      2 * time.Minute,
 		ClientLoginTimeout:    time.Minute,
 		CancelWaitTimeout:     10 * time.Second,
+		SuspendTimeout:        10 * time.Second,
 		StatsPeriod:           time.Minute,
+		LogStats:              true,
+		SyslogFacility:        "daemon",
+		SyslogIdent:           "pgbouncer",
 		LogConnections:        true,
 		LogDisconnections:     true,
 		LogPoolerErrors:       true,

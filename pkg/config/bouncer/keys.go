@@ -2,6 +2,7 @@ package bouncer
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -23,6 +24,7 @@ var settings = map[string]rule[file]{
 	"max_prepared_statements": setInt(0, maxStmts, func(f *file) *int { return &f.MaxPreparedStatements }),
 	"cancel_wait_timeout":     setPositive(func(f *file) *time.Duration { return &f.CancelWaitTimeout }),
 	"server_connect_timeout":  setPositive(func(f *file) *time.Duration { return &f.ServerConnectTimeout }),
+	"suspend_timeout":         setTime(func(f *file) *time.Duration { return &f.SuspendTimeout }),
 	"server_login_retry":      setTime(func(f *file) *time.Duration { return &f.ServerLoginRetry }),
 	"server_lifetime":         setTime(func(f *file) *time.Duration { return &f.ServerLifetime }),
 	"server_idle_timeout":     setTime(func(f *file) *time.Duration { return &f.ServerIdleTimeout }),
@@ -43,6 +45,25 @@ var settings = map[string]rule[file]{
 		f.StatsPeriod = time.Duration(n) * time.Second
 		return err
 	}),
+	"log_stats":            setBool(func(f *file) *bool { return &f.LogStats }),
+	"logfile":              setText(func(f *file) *string { return &f.LogFile }),
+	"login_notify_message": setText(func(f *file) *string { return &f.LoginNotifyMessage }),
+	"peer_id":              setInt(0, maxPeerID, func(f *file) *int { return &f.PeerID }),
+	"pidfile":              setText(func(f *file) *string { return &f.PIDFile }),
+	"syslog":               setBool(func(f *file) *bool { return &f.Syslog }),
+	"syslog_facility": setWord(func(f *file) *string { return &f.SyslogFacility }, "auth", "authpriv", "daemon",
+		"local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7", "user"),
+	"syslog_ident": setString(func(f *file) *string { return &f.SyslogIdent }),
+	"user":         setText(func(f *file) *string { return &f.RunUser }),
+	"verbose":      setInt(0, maxVerbose, func(f *file) *int { return &f.Verbose }),
+
+	"conffile":     moot[file](mootConffile),
+	"job_name":     moot[file](mootJobName),
+	"pkt_buf":      moot[file](mootBuffers),
+	"resolv_conf":  moot[file](mootResolver),
+	"sbuf_loopcnt": moot[file](mootBuffers),
+	"service_name": moot[file](mootService),
+
 	"trusted_balancers": supported(func(f *file, value string) (err error) {
 		f.TrustedBalancers, err = parseNetworks(value)
 		return err
@@ -54,77 +75,66 @@ var settings = map[string]rule[file]{
 	"min_pool_size":               setInt(0, maxPool, func(f *file) *int { return &f.MinPoolSize }),
 	"reserve_pool_size":           setInt(0, maxPool, func(f *file) *int { return &f.ReservePoolSize }),
 	"reserve_pool_timeout":        setTime(func(f *file) *time.Duration { return &f.ReservePoolTimeout }),
+	"autodb_idle_timeout":         setTime(func(f *file) *time.Duration { return &f.AutoDBIdleTimeout }),
+	"client_idle_timeout":         setTime(func(f *file) *time.Duration { return &f.ClientIdleTimeout }),
+	"dns_max_ttl":                 setTime(func(f *file) *time.Duration { return &f.DNSMaxTTL }),
+	"dns_nxdomain_ttl":            setTime(func(f *file) *time.Duration { return &f.DNSNotFoundTTL }),
+	"server_fast_close":           setBool(func(f *file) *bool { return &f.ServerFastClose }),
+	"disable_pqexec":              setBool(func(f *file) *bool { return &f.DisablePQExec }),
+	"idle_transaction_timeout":    setTime(func(f *file) *time.Duration { return &f.IdleTransactionTimeout }),
+	"max_packet_size":             setInt(minPacket, maxInt32, func(f *file) *int { return &f.MaxPacketSize }),
+	"pool_idle_timeout":           setTime(func(f *file) *time.Duration { return &f.PoolIdleTimeout }),
+	"query_timeout":               setTime(func(f *file) *time.Duration { return &f.QueryTimeout }),
+	"query_wait_notify":           setSeconds(func(f *file) *time.Duration { return &f.QueryWaitNotify }),
+	"server_check_delay":          setTime(func(f *file) *time.Duration { return &f.ServerCheckDelay }),
+	"server_check_query":          setText(func(f *file) *string { return &f.ServerCheckQuery }),
+	"server_round_robin":          setBool(func(f *file) *bool { return &f.ServerRoundRobin }),
+	"tcp_defer_accept":            setBool(func(f *file) *bool { return &f.TCPDeferAccept }),
+	"tcp_keepalive":               setBool(func(f *file) *bool { return &f.TCPKeepAlive }),
+	"tcp_keepcnt":                 setInt(0, maxKeepCount, func(f *file) *int { return &f.TCPKeepCount }),
+	"tcp_keepidle":                setSeconds(func(f *file) *time.Duration { return &f.TCPKeepIdle }),
+	"tcp_keepintvl":               setSeconds(func(f *file) *time.Duration { return &f.TCPKeepInterval }),
+	"tcp_socket_buffer":           setInt(0, maxInt32, func(f *file) *int { return &f.TCPSocketBuffer }),
+	"tcp_user_timeout":            setMillis(func(f *file) *time.Duration { return &f.TCPUserTimeout }),
+	"transaction_timeout":         setTime(func(f *file) *time.Duration { return &f.TransactionTimeout }),
 	"pool_mode":                   setPoolMode(func(f *file) *string { return &f.PoolMode }),
 	"server_reset_query":          setText(func(f *file) *string { return &f.ServerResetQuery }),
 	"server_reset_query_always":   setBool(func(f *file) *bool { return &f.ServerResetQueryAlways }),
 
-	"auth_dbname":              only[file](""),
-	"auth_hba_file":            only[file](""),
-	"auth_ident_file":          only[file](""),
-	"auth_ldap_options":        only[file](""),
-	"auth_query":               only[file](""),
-	"auth_user":                only[file](""),
-	"autodb_idle_timeout":      {},
-	"client_idle_timeout":      off[file](),
-	"client_tls13_ciphers":     only[file](""),
-	"client_tls_ca_file":       only[file](""),
-	"client_tls_cert_file":     only[file](""),
-	"client_tls_ciphers":       only[file]("default"),
-	"client_tls_dheparams":     only[file]("auto"),
-	"client_tls_ecdhcurve":     only[file]("auto"),
-	"client_tls_key_file":      only[file](""),
-	"client_tls_protocols":     only[file]("secure"),
-	"client_tls_sslmode":       only[file]("disable"),
-	"conffile":                 {},
-	"disable_pqexec":           off[file](),
-	"dns_max_ttl":              {},
-	"dns_nxdomain_ttl":         {},
-	"dns_zone_check_period":    off[file](),
-	"idle_transaction_timeout": off[file](),
-	"job_name":                 {},
-	"log_stats":                off[file](),
-	"logfile":                  only[file](""),
-	"login_notify_message":     only[file](""),
-	"max_packet_size":          only[file]("2147483647"),
-	"peer_id":                  off[file](),
-	"pidfile":                  only[file](""),
-	"pkt_buf":                  {},
-	"pool_idle_timeout":        off[file](),
-	"query_timeout":            off[file](),
-	"query_wait_notify":        off[file](),
-	"resolv_conf":              only[file](""),
-	"sbuf_loopcnt":             {},
-	"scram_iterations":         only[file]("4096"),
-	"server_check_delay":       {},
-	"server_check_query":       only[file](""),
-	"server_fast_close":        off[file](),
-	"server_round_robin":       off[file](),
-	"server_tls13_ciphers":     only[file](""),
-	"server_tls_ca_file":       only[file](""),
-	"server_tls_cert_file":     only[file](""),
-	"server_tls_ciphers":       only[file]("default"),
-	"server_tls_key_file":      only[file](""),
-	"server_tls_protocols":     only[file]("secure"),
-	"server_tls_sslmode":       only[file]("disable"),
-	"service_name":             {},
-	"suspend_timeout":          {},
-	"syslog":                   off[file](),
-	"syslog_facility":          moot[file](mootSyslog),
-	"syslog_ident":             moot[file](mootSyslog),
-	"tcp_defer_accept":         off[file](),
-	"tcp_keepalive":            only[file]("1"),
-	"tcp_keepcnt":              off[file](),
-	"tcp_keepidle":             off[file](),
-	"tcp_keepintvl":            off[file](),
-	"tcp_socket_buffer":        off[file](),
-	"tcp_user_timeout":         off[file](),
-	"track_extra_parameters":   only[file]("IntervalStyle"),
-	"transaction_timeout":      off[file](),
-	"unix_socket_dir":          only[file](""),
-	"unix_socket_group":        moot[file](mootUnix),
-	"unix_socket_mode":         moot[file](mootUnix),
-	"user":                     only[file](""),
-	"verbose":                  off[file](),
+	"client_tls_sslmode":   tlsMode(client),
+	"client_tls_key_file":  tlsFile(client, func(t *TLS) *string { return &t.KeyFile }),
+	"client_tls_cert_file": tlsFile(client, func(t *TLS) *string { return &t.CertFile }),
+	"client_tls_ca_file":   tlsFile(client, func(t *TLS) *string { return &t.CAFile }),
+	"client_tls_protocols": tlsProtocols(client),
+	"client_tls_ciphers":   tlsCiphers(client),
+	"client_tls13_ciphers": tlsCiphers13(),
+	"server_tls_sslmode":   tlsMode(server),
+	"server_tls_key_file":  tlsFile(server, func(t *TLS) *string { return &t.KeyFile }),
+	"server_tls_cert_file": tlsFile(server, func(t *TLS) *string { return &t.CertFile }),
+	"server_tls_ca_file":   tlsFile(server, func(t *TLS) *string { return &t.CAFile }),
+	"server_tls_protocols": tlsProtocols(server),
+	"server_tls_ciphers":   tlsCiphers(server),
+	"server_tls13_ciphers": tlsCiphers13(),
+	"client_tls_ecdhcurve": tlsCurve(client),
+	"client_tls_dheparams": supported(func(_ *file, value string) error {
+		if !slices.Contains([]string{"", "none", "auto", "legacy"}, strings.ToLower(value)) {
+			return fmt.Errorf("%q is not one of none, auto and legacy", value)
+		}
+		return nil
+	}),
+
+	"auth_dbname":            only[file](""),
+	"auth_hba_file":          only[file](""),
+	"auth_ident_file":        only[file](""),
+	"auth_ldap_options":      only[file](""),
+	"auth_query":             only[file](""),
+	"auth_user":              only[file](""),
+	"dns_zone_check_period":  off[file](),
+	"scram_iterations":       only[file]("4096"),
+	"track_extra_parameters": only[file]("IntervalStyle"),
+	"unix_socket_dir":        only[file](""),
+	"unix_socket_group":      moot[file](mootUnix),
+	"unix_socket_mode":       moot[file](mootUnix),
 }
 
 // ownSettings are the keys that PgBouncer does not know.
@@ -133,12 +143,60 @@ var ownSettings = []string{"trusted_balancers"}
 // defaultTexts are the defaults of the settings that are supported, in
 // PgBouncer's spelling.
 var defaultTexts = map[string]string{
+	"log_stats":                   "1",
+	"logfile":                     "",
+	"login_notify_message":        "",
+	"peer_id":                     "0",
+	"pidfile":                     "",
+	"syslog":                      "0",
+	"syslog_facility":             "daemon",
+	"syslog_ident":                "pgbouncer",
+	"user":                        "",
+	"verbose":                     "0",
 	"admin_users":                 "",
+	"autodb_idle_timeout":         "3600",
+	"client_idle_timeout":         "0",
+	"disable_pqexec":              "0",
+	"dns_max_ttl":                 "15",
+	"dns_nxdomain_ttl":            "15",
+	"server_fast_close":           "0",
+	"idle_transaction_timeout":    "0",
+	"max_packet_size":             "2147483647",
+	"pool_idle_timeout":           "0",
+	"query_timeout":               "0",
+	"query_wait_notify":           "5",
+	"server_check_delay":          "30",
+	"server_check_query":          "<empty>",
+	"server_round_robin":          "0",
+	"tcp_defer_accept":            "0",
+	"tcp_keepalive":               "1",
+	"tcp_keepcnt":                 "0",
+	"tcp_keepidle":                "0",
+	"tcp_keepintvl":               "0",
+	"tcp_socket_buffer":           "0",
+	"tcp_user_timeout":            "0",
+	"transaction_timeout":         "0",
 	"application_name_add_host":   "0",
 	"auth_file":                   "",
 	"auth_type":                   "md5",
 	"cancel_wait_timeout":         "10",
 	"client_login_timeout":        "60",
+	"client_tls13_ciphers":        "",
+	"client_tls_ca_file":          "",
+	"client_tls_cert_file":        "",
+	"client_tls_ciphers":          "default",
+	"client_tls_dheparams":        "auto",
+	"client_tls_ecdhcurve":        "auto",
+	"client_tls_key_file":         "",
+	"client_tls_protocols":        "secure",
+	"client_tls_sslmode":          "disable",
+	"server_tls13_ciphers":        "",
+	"server_tls_ca_file":          "",
+	"server_tls_cert_file":        "",
+	"server_tls_ciphers":          "default",
+	"server_tls_key_file":         "",
+	"server_tls_protocols":        "secure",
+	"server_tls_sslmode":          "prefer",
 	"default_pool_size":           "20",
 	"ignore_startup_parameters":   "",
 	"listen_addr":                 "",
@@ -166,9 +224,13 @@ var defaultTexts = map[string]string{
 	"server_reset_query_always":   "0",
 	"so_reuseport":                "0",
 	"stats_period":                "60",
+	"suspend_timeout":             "10",
 	"stats_users":                 "",
 	"trusted_balancers":           "",
 }
+
+// ownDatabaseKeys are the parameters there that PgBouncer does not know.
+var ownDatabaseKeys = []string{"target_session_attrs"}
 
 // databaseKeys are the parameters in the value of an entry of [databases]
 // (parse_database in PgBouncer's loader.c).
@@ -184,6 +246,8 @@ var databaseKeys = map[string]rule[Database]{
 	"min_pool_size":             setOwn(maxPool, func(d *Database) *int { return &d.MinPoolSize }),
 	"reserve_pool":              setOwn(maxPool, func(d *Database) *int { return &d.ReservePoolSize }), // until 1.23
 	"reserve_pool_size":         setOwn(maxPool, func(d *Database) *int { return &d.ReservePoolSize }),
+	"query_wait_timeout":        setOwnTime(func(d *Database) *time.Duration { return &d.QueryWaitTimeout }),
+	"server_lifetime":           setTime(func(d *Database) *time.Duration { return &d.ServerLifetime }),
 	"pool_mode":                 setPoolMode(func(d *Database) *string { return &d.PoolMode }),
 
 	"application_name":   {},
@@ -193,21 +257,24 @@ var databaseKeys = map[string]rule[Database]{
 	"client_encoding":    {},
 	"connect_query":      {},
 	"datestyle":          {},
-	"load_balance_hosts": {},
-	"query_wait_timeout": {},
-	"server_lifetime":    {},
-	"timezone":           {},
+	"load_balance_hosts": setWord(func(d *Database) *string { return &d.LoadBalanceHosts }, "round-robin", "disable"),
+	"target_session_attrs": setWord(func(d *Database) *string { return &d.TargetSessionAttrs },
+		"any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+	"timezone": {},
 }
 
-// setHost takes one host, or the directory of a server's unix socket.
+// setHost takes hosts, or directories of servers' unix sockets, separated by
+// commas.
 func setHost(d *Database, value string) error {
-	switch {
-	case strings.HasPrefix(value, "@"):
-		return fmt.Errorf("%q: abstract unix sockets are known to PgBouncer but not supported yet", value)
-	case strings.Contains(value, "/") && value[0] != '/':
-		return fmt.Errorf("%q is neither a host nor the absolute path of a directory", value)
-	case strings.Contains(value, ","):
-		return fmt.Errorf("%q: lists of hosts are known to PgBouncer but not supported yet", value)
+	for host := range strings.SplitSeq(value, ",") {
+		switch {
+		case host == "" || strings.ContainsAny(host, " \t"):
+			return fmt.Errorf("%q: want hosts separated by commas alone", value)
+		case strings.HasPrefix(host, "@"):
+			return fmt.Errorf("%q: abstract unix sockets are known to PgBouncer but not supported yet", value)
+		case strings.Contains(host, "/") && host[0] != '/':
+			return fmt.Errorf("%q is neither a host nor the absolute path of a directory", host)
+		}
 	}
 	d.Host = value
 	return nil
@@ -216,14 +283,14 @@ func setHost(d *Database, value string) error {
 // userKeys are the parameters in the value of an entry of [users] (parse_user
 // in PgBouncer's loader.c).
 var userKeys = map[string]rule[UserSetting]{
-	"client_idle_timeout":         off[UserSetting](),
-	"idle_transaction_timeout":    off[UserSetting](),
+	"client_idle_timeout":         setTime(func(u *UserSetting) *time.Duration { return &u.ClientIdleTimeout }),
+	"idle_transaction_timeout":    setTime(func(u *UserSetting) *time.Duration { return &u.IdleTransactionTimeout }),
+	"query_timeout":               setTime(func(u *UserSetting) *time.Duration { return &u.QueryTimeout }),
+	"query_wait_timeout":          setOwnTime(func(u *UserSetting) *time.Duration { return &u.QueryWaitTimeout }),
+	"transaction_timeout":         setTime(func(u *UserSetting) *time.Duration { return &u.TransactionTimeout }),
 	"max_user_client_connections": setInt(0, maxClients, func(u *UserSetting) *int { return &u.MaxClientConnections }),
 	"max_user_connections":        setInt(0, maxPool, func(u *UserSetting) *int { return &u.MaxConnections }),
 	"pool_size":                   setInt(1, maxPool, func(u *UserSetting) *int { return &u.PoolSize }),
 	"reserve_pool_size":           setOwn(maxPool, func(u *UserSetting) *int { return &u.ReservePoolSize }),
 	"pool_mode":                   setPoolMode(func(u *UserSetting) *string { return &u.PoolMode }),
-	"query_timeout":               off[UserSetting](),
-	"query_wait_timeout":          {},
-	"transaction_timeout":         off[UserSetting](),
 }
