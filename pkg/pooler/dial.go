@@ -105,7 +105,7 @@ func (p *Pooler) connectFirst(ctx context.Context, db *Database, target TargetSe
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	results := make(chan attempt, len(hosts)) // nobody waits to put one in
-	under := make(map[string]time.Time) // since when
+	under := make(map[string]time.Time)       // since when
 	begin := func() {
 		host := hosts[0]
 		hosts = hosts[1:]
