@@ -41,6 +41,12 @@ func (p *Pooler) accept(ln net.Listener) {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
+		if ne := net.Error(nil); errors.As(err, &ne) && ne.Timeout() { // another process accepts now
+			if !p.accepting.wait(p.ctx) {
+				return
+			}
+			continue
+		}
 		p.log.Error("failed to accept client", "error", err)
 		if !isShortage(err) {
 			continue // the connection's own fault: it was gone already

@@ -25,6 +25,7 @@ type conn struct {
 	queued   bool // stands in machine.ready
 	dirty    bool // stands in machine.dirty
 	dropped  bool // descriptor closed, slot given back
+	noted    bool // stands in heir.candidates
 
 	in  framer
 	out *outq // nil unless there are bytes to send in this round

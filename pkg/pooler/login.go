@@ -78,18 +78,24 @@ func (p *Pooler) logLogin(n *newcomer, database string) {
 // carried out. The requester's connection is open until then, so that it knows
 // when it can hit nothing else any more.
 func (p *Pooler) cancelClient(from netip.AddrPort, key pgwire.CancelKey) {
+	if !p.cancelHere(key) && !p.cancelThere(key, true, true) {
+		p.log.Debug("cancel request for nobody", "client", from)
+	}
+}
+
+// cancelHere carries a cancel request out, if it is for a client of this process,
+// and waits until that is done.
+func (p *Pooler) cancelHere(key pgwire.CancelKey) (found bool) {
 	done := make(chan struct{})
-	posted := p.loop.post(func() {
-		if !p.loop.m.clientCancels(key, func() { close(done) }) {
-			p.log.Debug("cancel request for nobody", "client", from)
-		}
-	})
+	posted := p.loop.post(func() { found = p.loop.m.clientCancels(key, func() { close(done) }) })
 	if !posted {
-		return
+		return false
 	}
 	select {
 	case <-done:
+		return found
 	case <-p.ctx.Done():
+		return false
 	}
 }
 
