@@ -45,6 +45,10 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 			return c, err
 		}
 	}
+	c.MinPoolSize = f.MinPoolSize
+	c.ReservePoolSize, c.ReservePoolTimeout = f.ReservePoolSize, f.ReservePoolTimeout
+	c.MaxDBConnections, c.MaxDBClientConnections = f.MaxDBConnections, f.MaxDBClientConnections
+	c.MaxUserConnections, c.MaxUserClientConnections = f.MaxUserConnections, f.MaxUserClientConnections
 	c.MaxPrepared = f.MaxPreparedStatements
 	c.IgnoreStartup = f.IgnoreStartupParameters
 	c.ClientLoginTimeout = f.ClientLoginTimeout
@@ -59,7 +63,7 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 	c.AddHost = f.ApplicationNameAddHost
 	c.Version = version()
 	for _, s := range f.Settings {
-		c.Settings = append(c.Settings, pooler.Setting{Name: s.Key, Value: s.Value, Default: s.Default})
+		c.Settings = append(c.Settings, pooler.Setting{Name: s.Key, Value: s.Value, Default: s.Default, Fixed: !bouncer.Changeable(s.Key)})
 	}
 	c.LogConnections = f.LogConnections
 	c.LogDisconnections = f.LogDisconnections
@@ -104,6 +108,10 @@ func poolMode(word string) (pooler.PoolMode, error) {
 }
 
 func userSettings(u *bouncer.UserSetting) (out pooler.User, err error) {
+	out = pooler.User{
+		PoolSize: u.PoolSize, ReservePoolSize: u.ReservePoolSize,
+		MaxConnections: u.MaxConnections, MaxClientConnections: u.MaxClientConnections,
+	}
 	out.PoolMode, err = poolMode(u.PoolMode)
 	return out, err
 }
@@ -111,6 +119,8 @@ func userSettings(u *bouncer.UserSetting) (out pooler.User, err error) {
 func database(d *bouncer.Database) (out pooler.Database, err error) {
 	out = pooler.Database{
 		Name: d.Name, Host: d.Host, Port: uint16(d.Port), DBName: d.DBName, User: d.User, PoolSize: d.PoolSize,
+		MinPoolSize: d.MinPoolSize, ReservePoolSize: d.ReservePoolSize,
+		MaxConnections: d.MaxConnections, MaxClientConnections: d.MaxClientConnections,
 	}
 	if d.Password != "" {
 		out.Secret = pgwire.PlainSecret(d.Password)

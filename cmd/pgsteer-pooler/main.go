@@ -3,6 +3,9 @@
 //
 //	pgsteer-pooler [-check] [-version] FILE.ini
 //
+// SIGHUP has it read its configuration again, as the console's RELOAD does. If
+// something is wrong with it, the log says what, and all stays as it was.
+//
 // SIGTERM and SIGINT end it: it accepts no more clients, lets transactions come
 // to their end, and closes the clients with SQLSTATE 57P01. A second signal
 // ends it at once.
@@ -59,7 +62,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stdout, "pgsteer-pooler %s\n", version())
 		return exitOK
 	}
-	file, warnings, err := bouncer.Load(opts.file)
+	loader := bouncer.NewLoader(opts.file)
+	file, warnings, err := loader.Load()
 	if err != nil {
 		fmt.Fprintf(stderr, "pgsteer-pooler: %v\n", err)
 		return exitUsage
@@ -77,7 +81,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	log := slog.New(slog.NewTextHandler(stderr, nil))
-	if err := serve(config, log); err != nil {
+	if err := serve(config, loader, log); err != nil {
 		log.Error(err.Error())
 		return exitFailure
 	}
@@ -85,18 +89,20 @@ func run(args []string, stdout, stderr io.Writer) int {
 }
 
 // serve is the pooler's life.
-func serve(config pooler.Config, log *slog.Logger) error {
+func serve(config pooler.Config, loader *bouncer.Loader, log *slog.Logger) error {
 	if err := setLimits(&config, log); err != nil {
 		return err
 	}
+	r := &reloader{loader: loader, log: log}
+	config.Reread, config.Change = r.reread, r.change
 	p, err := pooler.Open(config, log)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer signal.Stop(signals)
 	ended := make(chan struct{})
 	watched := make(chan error, 1)
@@ -114,22 +120,28 @@ func serve(config pooler.Config, log *slog.Logger) error {
 	return err
 }
 
-// obey ends the pooler at the first signal, at once at the second.
+// obey does what signals say until the pooler has ended: SIGHUP reads the
+// configuration again, others end it, at once at the second.
 func obey(signals <-chan os.Signal, ended <-chan struct{}, cancel func(), p *pooler.Pooler, log *slog.Logger) error {
-	select {
-	case s := <-signals:
-		log.Info("stopping: transactions may come to their end", "signal", s.String())
-		notify(daemon.SdNotifyStopping, log)
-		cancel()
-	case <-ended:
-		return nil
-	}
-	select {
-	case s := <-signals:
-		log.Info("stopping at once", "signal", s.String())
-		return p.Close()
-	case <-ended:
-		return nil
+	stopping := false
+	for {
+		select {
+		case s := <-signals:
+			switch {
+			case s == syscall.SIGHUP:
+				reload(p, log)
+			case stopping:
+				log.Info("stopping at once", "signal", s.String())
+				return p.Close()
+			default:
+				stopping = true
+				log.Info("stopping: transactions may come to their end", "signal", s.String())
+				notify(daemon.SdNotifyStopping, log)
+				cancel()
+			}
+		case <-ended:
+			return nil
+		}
 	}
 }
 

@@ -56,11 +56,14 @@ func TestConfig(t *testing.T) {
 	want := pooler.Config{
 		Listen: []string{"127.0.0.1:6999", "[::1]:6999"}, Backlog: 64, ReusePort: true,
 		Databases: map[string]pooler.Database{"app": {Name: "app", Host: "127.0.0.1", Port: 5433, DBName: "appdb",
-			User: "owner", Secret: pgwire.PlainSecret("geheim"), PoolSize: 7, PoolMode: pooler.PoolStatement}},
+			User: "owner", Secret: pgwire.PlainSecret("geheim"), PoolSize: 7, PoolMode: pooler.PoolStatement,
+			MinPoolSize: 1, ReservePoolSize: 2, MaxConnections: 3, MaxClientConnections: 4}},
 		Fallback: &pooler.Database{Name: "*", Host: "192.168.1.6", Port: 5432, PoolSize: 70},
 		PoolMode: pooler.PoolSession, ServerResetQuery: "DISCARD TEMP", ServerResetQueryAlways: true,
-		UserSettings: map[string]pooler.User{"bob": {PoolMode: pooler.PoolTransaction}},
-		AuthMethod:   pgwire.AuthSCRAM, MaxClients: 4000, PoolSize: 70, MaxPrepared: 99,
+		UserSettings: map[string]pooler.User{"bob": {PoolMode: pooler.PoolTransaction, PoolSize: 5, ReservePoolSize: -1, MaxConnections: 6, MaxClientConnections: 7}},
+		MinPoolSize:  11, ReservePoolSize: 12, ReservePoolTimeout: 13 * time.Second,
+		MaxDBConnections: 14, MaxDBClientConnections: 15, MaxUserConnections: 16, MaxUserClientConnections: 17,
+		AuthMethod: pgwire.AuthSCRAM, MaxClients: 4000, PoolSize: 70, MaxPrepared: 99,
 		IgnoreStartup:        []string{"extra_float_digits", "search_path"},
 		ServerConnectTimeout: 3 * time.Second, ServerLoginRetry: 4 * time.Second, ServerLifetime: 5 * time.Second,
 		ServerIdleTimeout: 6 * time.Second, QueryWaitTimeout: 7 * time.Second, ClientLoginTimeout: 8 * time.Second,
@@ -191,6 +194,29 @@ func TestSignals(t *testing.T) {
 			t.Fatalf("waiting for a notification: %v", err)
 		}
 		return string(b[:n])
+	}
+	// A reload: refused while the file is bad, obeyed when it is good.
+	cmd, errOut = start()
+	if got := notified(); got != "READY=1" {
+		t.Errorf("notified %q, want READY=1", got)
+	}
+	for _, change := range []string{"default_pool_size = much\n", "default_pool_size = 9\n"} {
+		if err := errors.Join(os.WriteFile(ini, []byte(text+change), 0o600), cmd.Process.Signal(syscall.SIGHUP)); err != nil {
+			t.Fatal(err)
+		}
+		if got := notified(); !strings.HasPrefix(got, "RELOADING=1\nMONOTONIC_USEC=") {
+			t.Errorf("notified %q, want RELOADING=1", got)
+		}
+		if got := notified(); got != "READY=1" {
+			t.Errorf("notified %q after the reload", got)
+		}
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	notified()
+	if err := cmd.Wait(); err != nil || strings.Count(errOut.String(), "config file loading failed") != 1 || !strings.Contains(errOut.String(), ini+":9: default_pool_size") {
+		t.Errorf("reload: %v\n%s", err, errOut)
 	}
 	for _, sig := range []os.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		cmd, errOut = start()

@@ -64,7 +64,8 @@ type carriedClient struct {
 	Protocol       uint32
 	Login          carriedText
 	Database, User carriedText
-	Mode           string // of its pool
+	Mode           string // for how long it has a server
+	Renames        bool   `json:",omitempty"` // its statements are tracked
 	Addr, Local    netip.AddrPort
 	Vars           []carriedParam
 	Names          []carriedName `json:",omitempty"`

@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -51,6 +52,19 @@ type Config struct {
 	// PoolMode is for databases and users that do not say otherwise.
 	// PoolInherit means PoolTransaction.
 	PoolMode PoolMode
+	// MinPoolSize is how many servers a pool keeps open, while it has clients or
+	// its database has a user of its own.
+	MinPoolSize int
+	// ReservePoolSize is how many servers above its size a pool may have when a
+	// client has waited for ReservePoolTimeout; with 0 for that, none.
+	ReservePoolSize    int
+	ReservePoolTimeout time.Duration
+	// MaxDBConnections and MaxDBClientConnections bound the servers and the
+	// clients of a database, over all its users, MaxUserConnections and
+	// MaxUserClientConnections those of a user, over all databases. 0: any
+	// number.
+	MaxDBConnections, MaxUserConnections             int
+	MaxDBClientConnections, MaxUserClientConnections int
 	// UserSettings are what is special about users, by name.
 	UserSettings map[string]User
 	// ServerResetQuery cleans a server when its client has left it in session
@@ -85,6 +99,11 @@ type Config struct {
 	// Settings are shown by the console, in their order.
 	Settings []Setting
 
+	// Reread gets the configuration anew for the console's RELOAD, Change gets
+	// it with one setting changed for its SET. Nil: these commands fail.
+	Reread func() (Config, error)
+	Change func(key, value string) (Config, error)
+
 	// AddHost puts the client's address behind the application name that it
 	// gives at login, so that pg_stat_activity shows it.
 	AddHost bool
@@ -97,7 +116,10 @@ type Config struct {
 }
 
 // Setting is a line of the configuration, for SHOW CONFIG.
-type Setting struct{ Name, Value, Default string }
+type Setting struct {
+	Name, Value, Default string
+	Fixed                bool // a change needs a restart
+}
 
 // Database says where a database is.
 type Database struct {
@@ -113,6 +135,9 @@ type Database struct {
 	Secret   pgwire.Secret
 	PoolSize int // 0: Config.PoolSize
 	PoolMode PoolMode
+	// These are 0 for the Config's, negative for none.
+	MinPoolSize, ReservePoolSize         int
+	MaxConnections, MaxClientConnections int
 
 	auto bool // made from Config.Fallback
 }
@@ -124,6 +149,7 @@ func DefaultConfig() Config {
 		MaxClients:           4000,
 		PoolSize:             70,
 		PoolMode:             PoolTransaction,
+		ReservePoolTimeout:   5 * time.Second,
 		ServerResetQuery:     "DISCARD ALL",
 		MaxPrepared:          200,
 		ClientLoginTimeout:   60 * time.Second,
@@ -152,6 +178,9 @@ func (c *Config) validate() error {
 		return fmt.Errorf("max clients must be positive, not %d", c.MaxClients)
 	case c.PoolSize < 1:
 		return fmt.Errorf("pool size must be positive, not %d", c.PoolSize)
+	case c.MinPoolSize < 0, c.ReservePoolSize < 0, c.MaxDBConnections < 0, c.MaxUserConnections < 0,
+		c.MaxDBClientConnections < 0, c.MaxUserClientConnections < 0:
+		return errors.New("a limit of connections is negative")
 	case c.MaxPrepared < 0:
 		return fmt.Errorf("max prepared statements must not be negative, not %d", c.MaxPrepared)
 	case c.ServerConnectTimeout <= 0:
@@ -161,7 +190,7 @@ func (c *Config) validate() error {
 	case c.StatsPeriod <= 0:
 		return errors.New("statistics period must be positive")
 	case c.ServerLoginRetry < 0, c.QueryWaitTimeout < 0, c.ClientLoginTimeout < 0,
-		c.ServerLifetime < 0, c.ServerIdleTimeout < 0, c.ShutdownTimeout < 0:
+		c.ReservePoolTimeout < 0, c.ServerLifetime < 0, c.ServerIdleTimeout < 0, c.ShutdownTimeout < 0:
 		return errors.New("a timeout is negative")
 	}
 	for name, d := range c.Databases {
@@ -175,6 +204,16 @@ func (c *Config) validate() error {
 		}
 	}
 	return nil
+}
+
+// inherit gives a database the Config's settings where it has none of its own.
+func (c *Config) inherit(d *Database) {
+	d.PoolSize = cmp.Or(d.PoolSize, c.PoolSize)
+	d.PoolMode = cmp.Or(d.PoolMode, c.PoolMode)
+	d.MinPoolSize = cmp.Or(d.MinPoolSize, c.MinPoolSize)
+	d.ReservePoolSize = cmp.Or(d.ReservePoolSize, c.ReservePoolSize)
+	d.MaxConnections = cmp.Or(d.MaxConnections, c.MaxDBConnections)
+	d.MaxClientConnections = cmp.Or(d.MaxClientConnections, c.MaxDBClientConnections)
 }
 
 func (d *Database) validate() error {

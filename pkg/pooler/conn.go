@@ -149,6 +149,9 @@ func (m *machine) wake(c *conn) {
 // flush sends what the round queued, to each destination once, and gives the
 // arena free.
 func (m *machine) flush() {
+	if m.freed {
+		m.settleLimits()
+	}
 	for i := 0; i < len(m.dirty); i++ { // a failed send may add to the list
 		m.flushConn(m.dirty[i])
 	}

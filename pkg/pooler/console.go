@@ -70,8 +70,8 @@ var (
 // openConsole begins a session of a user who has proved to be one, or says why
 // there is none.
 func (p *Pooler) openConsole(conn net.Conn, who newcomer) (*console, error) {
-	admin := slices.Contains(p.config.AdminUsers, who.login)
-	if !admin && !slices.Contains(p.config.StatsUsers, who.login) {
+	admin := slices.Contains(p.conf().AdminUsers, who.login)
+	if !admin && !slices.Contains(p.conf().StatsUsers, who.login) {
 		return nil, errNotAllowed
 	}
 	p.consoles.mu.Lock()
@@ -167,7 +167,7 @@ func (s *console) leave(err error) {
 }
 
 func (s *console) logEnd(why string) {
-	s.p.log.Log(s.p.ctx, s.p.loop.m.limits.logout, "closing because: "+why, "client", s.who.addr,
+	s.p.log.Log(s.p.ctx, s.p.conf().limits.logout, "closing because: "+why, "client", s.who.addr,
 		"database", consoleDatabase, "user", s.who.login)
 }
 

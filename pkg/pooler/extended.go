@@ -25,7 +25,7 @@ func (m *machine) clientParse(cl *client, b []byte, total int) (used, need int) 
 	if sv.expects.unsure(unsureNamed) && !sv.copyIn {
 		return m.stall(sv)
 	}
-	if m.maxPrepared(cl.pool) == 0 {
+	if !cl.renames {
 		m.expect(sv, expect{kind: expectReplies, n: 1})
 		sv.flight = true
 		return m.take(cl, b, total, false)
@@ -214,7 +214,7 @@ func (m *machine) useStatement(cl *client, typ byte, b []byte, total int, names 
 // reach a statement of another client.
 func (m *machine) passUnknown(cl *client, typ byte, b []byte, total int, names pgwire.Names) (used, need int) {
 	name := names.Statement.Of(b[pgwire.HeaderLen:])
-	if len(name) >= len(stmtPrefix) && string(name[:len(stmtPrefix)]) == stmtPrefix && m.limits.maxPrepared > 0 {
+	if len(name) >= len(stmtPrefix) && string(name[:len(stmtPrefix)]) == stmtPrefix && cl.renames {
 		return m.passRenamed(cl, typ, b, total, names, string(name)+"_")
 	}
 	cl.server.flight = true
@@ -268,7 +268,7 @@ func (m *machine) place(sv *server, st *stmt) {
 
 // evict makes room for one more statement on a server.
 func (m *machine) evict(sv *server) {
-	for len(sv.prepared.byStmt) >= m.limits.maxPrepared {
+	for len(sv.prepared.byStmt) >= max(m.limits.maxPrepared, 1) {
 		st := sv.prepared.oldest()
 		sv.prepared.remove(st)
 		m.expect(sv, expect{kind: expectOwnClose, st: st}) // holds the reference

@@ -173,7 +173,7 @@ func (m *machine) clientRests(cl *client) bool {
 // serverRests reports whether a server without a client can be handed over. Those
 // that clients who stay here need are kept.
 func (m *machine) serverRests(sv *server) bool {
-	return sv.state == serverIdle && sv.atEase() && (sv.pool.staying == 0 || sv.pool.idle.n > min(sv.pool.staying, (sv.pool.size+1)/2))
+	return sv.state == serverIdle && sv.atEase() && sv.epoch == sv.pool.epoch && (sv.pool.staying == 0 || sv.pool.idle.n > min(sv.pool.staying, (sv.pool.size+1)/2))
 }
 
 // pairRests reports whether a client can be handed over with the server that it
@@ -217,7 +217,7 @@ func (m *machine) carryClient(cl *client) carriedClient {
 	r := carriedClient{
 		ID: cl.id, PID: cl.key.PID, Secret: []byte(cl.key.Secret), Protocol: uint32(cl.protocol),
 		Login: carriedText(cl.login), Database: carriedText(cl.pool.key.database), User: carriedText(cl.pool.key.user),
-		Mode: cl.pool.mode.String(), Addr: cl.addr, Local: cl.local, Vars: carryVars(&cl.vars),
+		Mode: cl.mode.String(), Renames: cl.renames, Addr: cl.addr, Local: cl.local, Vars: carryVars(&cl.vars),
 		HasUnnamed: cl.unnamedSeq != 0, Connected: m.now - cl.connectedAt,
 	}
 	if r.HasUnnamed {

@@ -16,7 +16,6 @@ type legacy struct {
 // Reasons why a connection is not taken.
 var (
 	errNoSuchPool   = errors.New("its database is not in the configuration")
-	errOtherMode    = errors.New("its pool mode is another one here")
 	errOtherServer  = errors.New("its server is not that of the configuration")
 	errKeyTaken     = errors.New("its cancel key is taken")
 	errUnknownStmt  = errors.New("it has a statement that was not told")
@@ -46,6 +45,7 @@ func (m *machine) legacyGone() {
 	}
 	m.legacy = nil
 	for _, p := range m.pools {
+		m.countServers(p, -p.elsewhere)
 		p.elsewhere = 0
 		m.grow(p)
 	}
@@ -70,6 +70,7 @@ func (m *machine) inheritPool(r *carriedPool, db *Database) {
 // inheritCount learns how many servers the other process has.
 func (m *machine) inheritCount(r *carriedCount) {
 	if p := m.pools[poolKey{string(r.Database), string(r.User)}]; p != nil {
+		m.countServers(p, r.Servers-p.elsewhere)
 		p.elsewhere = r.Servers
 		m.grow(p)
 	}
@@ -91,6 +92,10 @@ func (m *machine) inheritClient(r *carriedClient, db *Database, fd int) (*client
 	if err != nil {
 		return nil, err
 	}
+	mode, err := ParsePoolMode(r.Mode)
+	if err != nil {
+		return nil, err
+	}
 	for _, n := range r.Names {
 		if m.legacy.stmts[n.Stmt] == nil {
 			return nil, errUnknownStmt
@@ -98,11 +103,9 @@ func (m *machine) inheritClient(r *carriedClient, db *Database, fd int) (*client
 	}
 	p := m.poolFor(db, string(r.User))
 	switch {
-	case p.mode.String() != r.Mode:
-		return nil, errOtherMode
 	case p.params == nil:
 		return nil, errNoSuchPool // it was never told
-	case m.maxPrepared(p) == 0 && len(r.Names) > 0:
+	case r.Renames && m.limits.maxPrepared == 0:
 		return nil, errNoStatements
 	case m.byPID[r.PID] != nil:
 		return nil, errKeyTaken
@@ -110,6 +113,7 @@ func (m *machine) inheritClient(r *carriedClient, db *Database, fd int) (*client
 	cl := &client{
 		pool: p, id: r.ID, key: pgwire.CancelKey{PID: r.PID, Secret: string(r.Secret)}, protocol: pgwire.Version(r.Protocol),
 		login: string(r.Login), addr: r.Addr, local: r.Local, vars: v, connectedAt: m.now - r.Connected,
+		mode: mode, renames: r.Renames,
 	}
 	if r.Requested != nil {
 		cl.requestedAt = m.now - *r.Requested
@@ -126,6 +130,9 @@ func (m *machine) inheritClient(r *carriedClient, db *Database, fd int) (*client
 	cl.cl = cl
 	m.enter(&cl.conn, fd)
 	m.population++
+	cl.use = m.userUses.take(cl.login)
+	cl.use.clients++
+	p.dbUse.clients++
 	p.clients[clientNew]++
 	m.byPID[cl.key.PID] = cl
 	m.moveClient(cl, clientLeaving)
@@ -153,7 +160,7 @@ func (m *machine) inheritServer(r *carriedServer, db *Database, fd int) (*server
 	sv := &server{
 		pool: p, id: r.ID, key: pgwire.CancelKey{PID: r.PID, Secret: string(r.Secret)}, network: r.Network, addr: r.Addr,
 		local: r.Local, vars: v, status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now - r.Opened,
-		unreset: r.Unreset, touched: r.Touched,
+		unreset: r.Unreset, touched: r.Touched, epoch: p.epoch,
 	}
 	if r.HasUnnamed {
 		sv.unnamedSeq = unnamedUnknown
@@ -166,6 +173,7 @@ func (m *machine) inheritServer(r *carriedServer, db *Database, fd int) (*server
 	sv.sv = sv
 	m.enter(&sv.conn, fd)
 	p.servers[serverNew]++
+	m.countServers(p, 1)
 	m.moveServer(sv, serverLeaving)
 	return sv, nil
 }

@@ -15,11 +15,16 @@ func (m *machine) tick() {
 	for _, p := range m.pools {
 		m.tickClients(p)
 		m.tickServers(p)
-		m.grow(p)
+		m.tickSize(p)
+		if !m.blocked {
+			m.grow(p)
+		}
 		if p.db.auto && p.unused() && m.now >= p.retryAt {
-			delete(m.pools, p.key) // or each name that a client makes up would stay
+			m.dropPool(p) // or each name that a client makes up would stay
 		}
 	}
+	m.tickStarved()
+	m.settleLimits()
 	for cl := m.closing.head; cl != nil && m.now-cl.since >= lingerTimeout; cl = m.closing.head {
 		m.clientGone(cl, "client does not close")
 	}
@@ -30,13 +35,7 @@ func (m *machine) tick() {
 
 // unused reports whether a pool has neither clients nor servers.
 func (p *pool) unused() bool {
-	n := p.open()
-	for s, count := range p.clients {
-		if clientState(s) != clientGone {
-			n += count
-		}
-	}
-	return n == 0
+	return p.open() == 0 && p.population() == 0
 }
 
 func (m *machine) tickClients(p *pool) {
@@ -65,7 +64,7 @@ func (m *machine) tickClients(p *pool) {
 func (m *machine) tickServers(p *pool) {
 	if limit := m.limits.serverIdle; limit > 0 {
 		// The least recently used is at the end.
-		for sv := p.idle.tail; sv != nil && m.now-sv.since >= limit; sv = p.idle.tail {
+		for sv := p.idle.tail; sv != nil && m.now-sv.since >= limit && p.live() > p.minSize; sv = p.idle.tail {
 			m.closeServer(sv, "server idle timeout")
 		}
 	}

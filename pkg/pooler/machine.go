@@ -49,6 +49,9 @@ type limits struct {
 	resetMsg       []byte        // the query that cleans a session for the next client; nil: none
 	resetAlways    bool          // it also runs where transactions are pooled
 	users          map[string]User
+	reserveAfter   time.Duration // how long a client waits before its pool's reserve is used; 0: it is not
+	maxUser        int           // servers of a user, over all databases; 0: any number
+	maxUserClients int
 	gatherBudget   int // bytes of unfinished messages, over all clients
 
 	login, logout, trouble slog.Level // of what is logged about each connection
@@ -87,6 +90,9 @@ func limitsOf(c *Config) limits {
 		resetMsg:       queryMsg(c.ServerResetQuery),
 		resetAlways:    c.ServerResetQueryAlways,
 		users:          c.UserSettings,
+		reserveAfter:   c.ReservePoolTimeout,
+		maxUser:        c.MaxUserConnections,
+		maxUserClients: c.MaxUserClientConnections,
 		gatherBudget:   gatherBudget,
 		login:          levelIf(c.LogConnections, slog.LevelInfo),
 		logout:         levelIf(c.LogDisconnections, slog.LevelInfo),
@@ -117,6 +123,11 @@ type machine struct {
 
 	pools map[poolKey]*pool
 	byPID map[uint32]*client
+
+	dbUses, userUses usages
+	// blocked: a limit keeps a pool from growing. Freed: since it was last looked
+	// at, a server has become idle or gone.
+	blocked, freed bool
 
 	population int // clients that have a slot
 
@@ -156,6 +167,8 @@ func newMachine(l limits, w world, log *slog.Logger) *machine {
 		world:    w,
 		log:      log,
 		pools:    make(map[poolKey]*pool),
+		dbUses:   make(usages),
+		userUses: make(usages),
 		byPID:    make(map[uint32]*client),
 		stmts:    stmts{byKey: make(map[string]*stmt)},
 		closing:  list[client]{at: clientLink},
@@ -212,8 +225,9 @@ type newcomer struct {
 	fd       int
 	id       uint64
 	database *Database
-	login    string // the user that it is
-	user     string // the user that its servers are logged in as
+	from     *settings // that the database is from
+	login    string    // the user that it is
+	user     string    // the user that its servers are logged in as
 	protocol pgwire.Version
 	addr     netip.AddrPort // whom it is: the peer, or whom a trusted balancer speaks for
 	peer     netip.AddrPort
@@ -233,10 +247,14 @@ func (m *machine) addClient(n newcomer) *client {
 	cl := &client{
 		pool: p, id: n.id, protocol: n.protocol, login: n.login, addr: n.addr, local: n.local,
 		vars: n.vars, varsSet: n.varsSet, connectedAt: m.now,
+		mode: p.mode, renames: m.maxPrepared(p) > 0,
 	}
 	cl.cl = cl
 	m.enter(&cl.conn, n.fd)
 	m.population++
+	cl.use = m.userUses.take(n.login)
+	cl.use.clients++
+	p.dbUse.clients++
 	p.clients[clientNew]++
 	for {
 		cl.key = pgwire.NewCancelKey(n.protocol)
@@ -251,6 +269,10 @@ func (m *machine) addClient(n newcomer) *client {
 	switch {
 	case m.stopping:
 		m.refuseClient(cl, refusedShutdown, errShutdown)
+	case p.db.MaxClientConnections > 0 && p.dbUse.clients > p.db.MaxClientConnections:
+		m.refuseClient(cl, refusedDBClients, errDBClients)
+	case m.userClientsFull(cl):
+		m.refuseClient(cl, refusedUserClients, errUserClients)
 	case p.params != nil:
 		m.greet(cl)
 	case p.failing(m.now):
@@ -319,6 +341,12 @@ func (m *machine) logClient(level slog.Level, what, why string, cl *client) {
 
 // forget releases what a client holds beside its socket.
 func (m *machine) forget(cl *client) {
+	if cl.use != nil {
+		cl.use.clients--
+		m.userUses.drop(cl.use)
+		cl.use = nil
+		cl.pool.dbUse.clients--
+	}
 	if m.byPID[cl.key.PID] == cl {
 		delete(m.byPID, cl.key.PID)
 	}

@@ -16,10 +16,18 @@ type poolKey struct{ database, user string }
 // pool is the servers for one database and user, and the clients that share
 // them.
 type pool struct {
-	key  poolKey
-	db   *Database
-	size int
-	mode PoolMode
+	key poolKey
+	db  *Database
+	// epoch counts the changes after which servers are to be replaced.
+	epoch uint64
+	size  int
+	mode  PoolMode
+	// minSize servers are kept open, reserve more opened for clients that have
+	// waited long.
+	minSize, reserve int
+	dbUse, userUse   *usage
+	blocked          bool // by a limit that it shares with other pools
+	yield            bool // the next server that is free is closed in another pool's favour
 	// resets: a server is cleaned by a query before the next client gets it.
 	resets bool
 
@@ -87,6 +95,7 @@ func (m *machine) poolFor(db *Database, user string) *pool {
 		waiting:  list[client]{at: clientLink},
 		greeting: list[client]{at: clientLink},
 	}
+	p.dbUse, p.userUse = m.dbUses.take(db.Name), m.userUses.take(user)
 	m.configure(p)
 	m.pools[key] = p
 	return p
@@ -113,24 +122,13 @@ func (p *pool) cachedFailure() *pgwire.Error {
 		"server login has been failing, cached error: "+p.failure.Message+" (server_login_retry)")
 }
 
-// grow dials servers while clients wait for more than are on their way.
-func (m *machine) grow(p *pool) {
-	need := p.waiting.n - p.servers[serverTesting] // those are free soon
-	if p.params == nil {
-		need = max(need, min(p.greeting.n, 1))
-	}
-	for p.dialing < min(need, maxDialsPerPool) && p.open() < p.size && m.now >= p.retryAt && !m.stopping {
-		p.dialing++
-		m.world.dial(p)
-	}
-}
-
 // loggedIn is a server that a dial made.
 type loggedIn struct {
 	fd            int
 	id            uint64
 	key           pgwire.CancelKey
 	params        paramList
+	epoch         uint64 // of the pool when the login began
 	network, addr string // where it is
 	local         netip.AddrPort
 }
@@ -143,7 +141,7 @@ func (m *machine) addServer(p *pool, n loggedIn) *server {
 	p.params = n.params
 	sv := &server{
 		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, local: n.local, vars: n.params.vars(),
-		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now,
+		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now, epoch: n.epoch,
 	}
 	sv.sv = sv
 	m.enter(&sv.conn, n.fd)
@@ -161,6 +159,7 @@ func (m *machine) addServer(p *pool, n loggedIn) *server {
 // refused in a way that waiting does not mend.
 func (m *machine) loginFailed(p *pool, e *pgwire.Error, lasting bool) {
 	p.dialing--
+	m.countServers(p, -1)
 	p.failures++
 	p.failure, p.lasting = e, lasting
 	p.stats.ServerLoginFailures++
@@ -233,7 +232,7 @@ func (m *machine) link(cl *client, sv *server) {
 	m.moveServer(sv, serverActive)
 	sv.client, cl.server = cl, sv
 	sv.touched, sv.stalled, sv.lastType = false, false, 0
-	sv.unreset = cl.pool.resets
+	sv.unreset = cl.pool.resets || cl.mode == PoolSession && len(m.limits.resetMsg) > 0
 	cl.linkedAt, cl.cancelWanted = m.now, false
 	if sv.vars == cl.vars {
 		m.moveClient(cl, clientActive)
@@ -306,9 +305,14 @@ func (m *machine) handOut(sv *server) {
 		m.closeServer(sv, "shutting down")
 	case sv.touched && m.now-sv.openedAt >= m.limits.serverLifetime:
 		m.closeServer(sv, "server lifetime over")
-	case sv.unreset:
+	case sv.epoch != p.epoch:
+		m.closeServer(sv, reasonReconfigured)
+	case sv.unreset && len(m.limits.resetMsg) > 0:
 		sv.unreset = false
 		m.test(sv, m.limits.resetMsg, resetFailed)
+	case p.yield:
+		p.yield = false
+		m.closeServer(sv, "evicted")
 	case p.waiting.head != nil:
 		cl := p.waiting.head
 		m.link(cl, sv)
@@ -318,6 +322,7 @@ func (m *machine) handOut(sv *server) {
 	default:
 		sv.expects.shrink()
 		m.moveServer(sv, serverIdle)
+		m.freed = true
 	}
 }
 
@@ -347,7 +352,9 @@ func (m *machine) serverGone(sv *server, reason string) {
 	m.log.Log(context.Background(), m.limits.logout, "closing because: "+reason, "server", sv.key.PID,
 		"database", sv.pool.key.database, "user", sv.pool.key.user, "age", (m.now - sv.openedAt).Round(time.Second))
 	m.forgetServer(sv)
-	m.grow(sv.pool)
+	if !m.blocked { // else others may have waited longer, see settleLimits
+		m.grow(sv.pool)
+	}
 }
 
 // forgetServer closes a server's descriptor, and nothing more.
@@ -363,6 +370,7 @@ func (m *machine) forgetServer(sv *server) {
 		}
 	}
 	m.leave(&sv.conn, endNow)
+	m.countServers(sv.pool, -1)
 }
 
 // lastingFailure tells a login that the server refuses for good from one that

@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/pgsteer/pgsteer/pkg/pgwire"
@@ -37,13 +38,21 @@ func ParsePoolMode(s string) (PoolMode, error) {
 // as, for clients the one that they are.
 type User struct {
 	PoolMode PoolMode
+	PoolSize int // 0: the database's
+	// ReservePoolSize is 0 for the database's, negative for none.
+	ReservePoolSize int
+	// MaxConnections and MaxClientConnections are 0 for the Config's.
+	MaxConnections       int // of its servers, over all databases
+	MaxClientConnections int
 }
 
 // configure gives a pool its settings: the user's, else the database's, which
 // has inherited the Config's already.
 func (m *machine) configure(p *pool) {
 	user := m.limits.users[p.key.user]
-	p.size = p.db.PoolSize
+	p.size = cmp.Or(user.PoolSize, p.db.PoolSize)
+	p.minSize = max(p.db.MinPoolSize, 0)
+	p.reserve = max(cmp.Or(user.ReservePoolSize, p.db.ReservePoolSize), 0)
 	p.mode = p.db.PoolMode
 	if user.PoolMode != PoolInherit {
 		p.mode = user.PoolMode
@@ -116,7 +125,7 @@ func (m *machine) countTransaction(cl *client) {
 // on.
 func (cl *client) resting() bool {
 	sv := cl.server
-	return cl.state == clientActive && cl.pool.mode == PoolSession && sv.expects.n == 0 && !sv.flight && !sv.copyIn &&
+	return cl.state == clientActive && cl.mode == PoolSession && sv.expects.n == 0 && !sv.flight && !sv.copyIn &&
 		sv.status == pgwire.TxIdle && cl.in.atBoundary()
 }
 
@@ -126,7 +135,7 @@ var errStatementPooling = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProto
 // inSession reports whether a server talks to a client that it belongs to, even
 // if no answer is due.
 func (m *machine) inSession(sv *server) bool {
-	return sv.pool.mode == PoolSession && sv.client != nil && sv.client.state == clientActive
+	return sv.client != nil && sv.client.mode == PoolSession && sv.client.state == clientActive
 }
 
 // queryMsg returns the message for a query, or nil for none.

@@ -183,7 +183,12 @@ func (a *actor) generate(r *rand.Rand) []byte {
 // random order.
 func randomRun(t *testing.T, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, 1))
-	w := newFakeWorld(t, func(l *limits) { l.maxPrepared = 1 + r.IntN(6) })
+	w := newFakeWorld(t, func(l *limits) {
+		l.maxPrepared = 1 + r.IntN(6)
+		l.resetAlways = r.IntN(5) == 0
+		l.maxUser = r.IntN(3)
+		l.reserveAfter = 100 * time.Millisecond
+	})
 	db := database("d", 1+r.IntN(3))
 	db.PoolMode = []PoolMode{PoolTransaction, PoolTransaction, PoolSession, PoolStatement}[r.IntN(4)]
 	w.chunk = func(have int) int { return 1 + r.IntN(min(have, 1+r.IntN(2000))) }
@@ -193,6 +198,10 @@ func randomRun(t *testing.T, seed uint64) {
 		}
 		return r.IntN(want + 1)
 	}
+	db.ReservePoolSize = r.IntN(2)
+	db.MinPoolSize = r.IntN(2)
+	db.MaxConnections = r.IntN(4)
+	users := []string{"u", "v"}[:1+r.IntN(2)]
 	violence := r.IntN(3) == 0 // disconnects and killed servers
 
 	actors := make([]*actor, 2+r.IntN(6))
@@ -204,7 +213,7 @@ func randomRun(t *testing.T, seed uint64) {
 			set = append(set, pgwire.Param{Name: "application_name", Value: name})
 			a.ref.vars["application_name"] = name
 		}
-		a.cl, a.p = w.newClient(db, set...)
+		a.cl, a.p = w.newClientAs(db, users[r.IntN(len(users))], set...)
 		actors[i] = a
 	}
 	for range 400 {
@@ -230,10 +239,15 @@ func randomRun(t *testing.T, seed uint64) {
 			killServer(w, r, actors)
 		}
 		w.m.now += time.Millisecond
+		if r.IntN(30) == 0 {
+			w.m.now += tickInterval
+			w.m.tick()
+		}
 		w.round()
 		for _, a := range actors {
 			a.check(t, seed)
 		}
+		checkLimits(t, w, seed)
 	}
 	w.chunk, w.room = nil, nil
 	finish(t, w, r, actors, seed)
@@ -249,6 +263,8 @@ func finish(t *testing.T, w *fakeWorld, r *rand.Rand, actors []*actor, seed uint
 				}
 			}
 			w.settle()
+			checkLimits(t, w, seed)
+			checkServed(t, w, seed)
 		}
 	}
 	for _, a := range actors {

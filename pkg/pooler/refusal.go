@@ -19,13 +19,15 @@ const (
 	refusedServerLost                  // its server died in its transaction
 	refusedShutdown                    // the pooler stops
 	refusedStatement                   // a transaction in statement pooling
+	refusedDBClients                   // max_db_client_connections
+	refusedUserClients                 // max_user_client_connections
 	refusedConsole                     // neither admin nor stats user, or too many of them
 	numRefusals
 )
 
 var refusalNames = [numRefusals]string{
 	"startup", "auth", "login_timeout", "max_client_conn", "no_database", "startup_parameter",
-	"server_login", "query_wait_timeout", "protocol", "memory", "server_lost", "shutdown", "statement_pooling", "console",
+	"server_login", "query_wait_timeout", "protocol", "memory", "server_lost", "shutdown", "statement_pooling", "max_db_client_connections", "max_user_client_connections", "console",
 }
 
 // String returns the name under which the refusal is counted.
@@ -39,6 +41,10 @@ var (
 	errWaitTimeout = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation, "query_wait_timeout")
 	errFull        = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeTooManyConnections,
 		"no more connections allowed (max_client_conn)")
+	errDBClients = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation,
+		"client connections exceeded (max_db_client_connections)")
+	errUserClients = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation,
+		"client connections exceeded (max_user_client_connections)")
 	errServerLost = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeConnectionFailure,
 		"server closed the connection unexpectedly")
 	errServerGarbage = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation,

@@ -275,7 +275,7 @@ func (m *machine) serverReady(sv *server, b []byte) {
 	sv.status = status
 	cl := sv.client
 	if kind != expectOwnQuery {
-		if status != pgwire.TxIdle && sv.pool.mode == PoolStatement && cl != nil {
+		if status != pgwire.TxIdle && cl != nil && cl.mode == PoolStatement {
 			m.breakUp(sv, errStatementPooling.Message, refusedStatement, errStatementPooling)
 			return
 		}
@@ -318,7 +318,7 @@ func (m *machine) atRest(sv *server) {
 	case sv.client == nil:
 		m.settled(sv)
 	case sv.status != pgwire.TxIdle || !sv.client.in.atBoundary() || sv.client.state != clientActive:
-	case sv.pool.mode == PoolSession && sv.touched:
+	case sv.client.mode == PoolSession && sv.touched:
 		m.sessionRests(sv.client)
 	default:
 		m.release(sv.client, sv)

@@ -1,10 +1,12 @@
 package pooler
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unsafe"
@@ -111,7 +113,7 @@ func (s *console) databases() error {
 	byName := s.p.databaseRows(pools)
 	s.header(databaseColumns)
 	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		s.databaseRow(byName[name], s.p.config.Databases[name].PoolMode.String())
+		s.databaseRow(byName[name], s.p.conf().Databases[name].PoolMode.String())
 	}
 	open, _ := s.p.openConsoles()
 	own := Database{Name: consoleDatabase, DBName: consoleDatabase, User: consoleDatabase, PoolSize: maxConsoles}
@@ -126,8 +128,8 @@ func (s *console) databases() error {
 // clients found by the fallback.
 func (p *Pooler) databaseRows(pools []poolRow) map[string]*databaseRow {
 	byName := make(map[string]*databaseRow)
-	for name := range p.config.Databases {
-		byName[name] = &databaseRow{db: p.database(name)}
+	for name := range p.conf().Databases {
+		byName[name] = &databaseRow{db: p.conf().database(name)}
 	}
 	for i := range pools {
 		r := &pools[i]
@@ -150,15 +152,23 @@ func (s *console) databaseRow(r *databaseRow, mode string) {
 	s.rows.Text(r.db.DBName)
 	s.textOrNull(r.db.User)
 	s.rows.Int(int64(r.db.PoolSize))
-	s.rows.Int(0)
-	s.rows.Int(0)
-	s.rows.Int(int64(s.p.config.ServerLifetime / time.Second))
+	s.rows.Int(int64(max(r.db.MinPoolSize, 0)))
+	s.rows.Int(int64(max(r.db.ReservePoolSize, 0)))
+	s.rows.Int(int64(s.p.conf().ServerLifetime / time.Second))
 	s.textOrNull(mode)
 	s.rows.Null()
-	for _, n := range []int{0, r.servers, 0, r.clients, 0, 0} {
+	for _, n := range []int{max(r.db.MaxConnections, 0), r.servers, max(r.db.MaxClientConnections, 0), r.clients, 0, 0} {
 		s.rows.Int(int64(n))
 	}
 	s.endRow()
+}
+
+// numberOrNone writes a setting of a user: 0 is not set, negative is 0.
+func numberOrNone(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.Itoa(max(n, 0))
 }
 
 func (s *console) textOrNull(text string) {
@@ -191,7 +201,7 @@ func (s *console) lists() error {
 		n    int
 	}{
 		{"databases", len(s.p.databaseRows(pools)) + 1},
-		{"users", len(s.p.config.Users)},
+		{"users", len(s.p.conf().Users)},
 		{"peers", 0},
 		{"pools", len(pools) + 1},
 		{"peer_pools", 0},
@@ -238,13 +248,17 @@ func (s *console) users() error {
 		clients[o.who.login]++
 	}
 	s.header(userColumns)
-	for _, name := range slices.Sorted(maps.Keys(s.p.config.Users)) {
+	for _, name := range slices.Sorted(maps.Keys(s.p.conf().Users)) {
 		s.rows.Begin()
 		s.rows.Text(name)
-		s.rows.Text("")
-		s.rows.Text("")
-		s.textOrNull(s.p.config.UserSettings[name].PoolMode.String())
-		for _, n := range []int{0, servers[name], 0, clients[name]} {
+		user := s.p.conf().UserSettings[name]
+		s.rows.Text(numberOrNone(user.PoolSize))
+		s.rows.Text(numberOrNone(user.ReservePoolSize))
+		s.textOrNull(user.PoolMode.String())
+		for _, n := range []int{
+			cmp.Or(user.MaxConnections, s.p.conf().MaxUserConnections), servers[name],
+			cmp.Or(user.MaxClientConnections, s.p.conf().MaxUserClientConnections), clients[name],
+		} {
 			s.rows.Int(int64(n))
 		}
 		s.endRow()
@@ -256,12 +270,16 @@ var configColumns = columns("ssss", "key value default changeable")
 
 func (s *console) config() error {
 	s.header(configColumns)
-	for _, c := range s.p.config.Settings {
+	for _, c := range s.p.conf().Settings {
 		s.rows.Begin()
 		s.rows.Text(c.Name)
 		s.rows.Text(c.Value)
 		s.rows.Text(c.Default)
-		s.rows.Text("no") // there is no RELOAD and no SET
+		if c.Fixed {
+			s.rows.Text("no")
+		} else {
+			s.rows.Text("yes")
+		}
 		s.endRow()
 	}
 	return nil
@@ -272,7 +290,7 @@ var versionColumns = columns("s", "version")
 func (s *console) version() error {
 	s.header(versionColumns)
 	s.rows.Begin()
-	s.rows.Text(fmt.Sprintf("pgsteer-pooler %s, console of PgBouncer %s", s.p.config.Version, consoleVersion))
+	s.rows.Text(fmt.Sprintf("pgsteer-pooler %s, console of PgBouncer %s", s.p.conf().Version, consoleVersion))
 	s.endRow()
 	return nil
 }

@@ -48,10 +48,16 @@ type client struct {
 
 	server *server // in states setting and active
 
+	// The pool's settings when the client came: a reload does not change the
+	// rules within a session.
+	mode    PoolMode
+	renames bool // its named statements are tracked, and have our names on servers
+
 	id       uint64 // for the console
 	key      pgwire.CancelKey
 	protocol pgwire.Version
 	login    string // the user that it is
+	use      *usage // of that user; nil when it is not counted any more
 	addr     netip.AddrPort
 	local    netip.AddrPort
 	vars     vars
@@ -118,6 +124,10 @@ type server struct {
 	// flightNo counts flights; unnamedFlight is the one in which the unnamed
 	// statement was parsed.
 	flightNo, unnamedFlight uint64
+
+	// epoch is the pool's when the login began: a server of an older one is
+	// closed when it is free.
+	epoch uint64
 
 	cancels   int      // cancel requests on their way
 	cancelled []func() // to be called when there are none any more

@@ -172,7 +172,7 @@ func listenerOf(fd int) (*net.TCPListener, error) {
 // openControl opens the control socket, or takes the old process's.
 func (p *Pooler) openControl() error {
 	s := &p.succession
-	s.path = p.config.ControlSocket
+	s.path = p.conf().ControlSocket
 	if s.path == "" {
 		return nil
 	}
@@ -306,13 +306,13 @@ func (p *Pooler) makeOffer(c *control, body []byte) error {
 		return err
 	}
 	s := &p.succession
-	reply := carriedHello{Version: carryVersion, PID: os.Getpid(), Release: p.config.Version, Generation: s.generation, NextID: p.ids.Load()}
+	reply := carriedHello{Version: carryVersion, PID: os.Getpid(), Release: p.conf().Version, Generation: s.generation, NextID: p.ids.Load()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case hello.Version != carryVersion:
 		reply.Refused = fmt.Sprintf("it takes over in version %d, this process (%s) hands over in version %d",
-			hello.Version, p.config.Version, carryVersion)
+			hello.Version, p.conf().Version, carryVersion)
 	case s.heir != nil:
 		reply.Refused = "another takeover is under way"
 	case p.ctx.Err() != nil:
@@ -333,7 +333,7 @@ func (p *Pooler) makeOffer(c *control, body []byte) error {
 		if err := add(ln.(syscall.Conn)); err != nil {
 			return fmt.Errorf("handing listening socket over: %w", err)
 		}
-		reply.Listeners = append(reply.Listeners, carriedListener{p.config.Listen[i]})
+		reply.Listeners = append(reply.Listeners, carriedListener{p.conf().Listen[i]})
 	}
 	if err := add(s.ln); err != nil {
 		return fmt.Errorf("handing control socket over: %w", err)
@@ -669,7 +669,7 @@ func (p *Pooler) inheritOne(c *control, kind messageKind, body []byte, fds []int
 	case messagePool:
 		r := new(carriedPool)
 		if err = decodeCarried(body, r); err == nil {
-			if db := p.database(string(r.Database)); db != nil {
+			if db := p.conf().database(string(r.Database)); db != nil {
 				do = func(m *machine) { m.inheritPool(r, db) }
 			}
 		}
@@ -731,11 +731,11 @@ func (p *Pooler) inheritNow(c *control, item *carriedItem, fds []int) error {
 	case m.stopping:
 		err = errShutdown
 	case item.Client != nil && len(fds) == 1:
-		cl, err = m.inheritClient(item.Client, p.database(string(item.Client.Database)), fds[0])
+		cl, err = m.inheritClient(item.Client, p.conf().database(string(item.Client.Database)), fds[0])
 	case item.Server != nil && len(fds) == 1:
-		sv, err = m.inheritServer(item.Server, p.database(string(item.Server.Database)), fds[0])
+		sv, err = m.inheritServer(item.Server, p.conf().database(string(item.Server.Database)), fds[0])
 	case item.Pair != nil && len(fds) == 2:
-		cl, sv, err = m.inheritPair(item.Pair, p.database(string(item.Pair.Client.Database)), fds)
+		cl, sv, err = m.inheritPair(item.Pair, p.conf().database(string(item.Pair.Client.Database)), fds)
 	default:
 		err = errors.New("its record makes no sense")
 	}
@@ -774,13 +774,13 @@ func (p *Pooler) inheritNow(c *control, item *carriedItem, fds []int) error {
 
 // succeed gets the old process's sockets.
 func (p *Pooler) succeed() error {
-	if !p.config.TakeOver {
+	if !p.conf().TakeOver {
 		return nil
 	}
-	if p.config.ControlSocket == "" {
+	if p.conf().ControlSocket == "" {
 		return errors.New("there is no control socket in the configuration")
 	}
-	o, err := askOffer(p.config.ControlSocket, p.config.Version)
+	o, err := askOffer(p.conf().ControlSocket, p.conf().Version)
 	if errors.Is(err, errNobody) {
 		p.log.Info(err.Error())
 		return nil

@@ -42,7 +42,7 @@ func (d *dynasty) next() (old *testPooler) {
 	listen := old.Addrs()[0].String()
 	d.now = startPooler(d.t, func(c *Config) {
 		d.change(c)
-		c.Listen = old.config.Listen
+		c.Listen = old.conf().Listen
 	})
 	if got := d.now.Addrs()[0].String(); got != listen {
 		d.t.Fatalf("the new pooler listens at %s, the old one at %s", got, listen)
@@ -235,7 +235,7 @@ func TestTakeoverFails(t *testing.T) {
 		}
 		c.Close(ctx)
 	}
-	path := d.now.config.ControlSocket
+	path := d.now.conf().ControlSocket
 	works("before")
 
 	// One that asks and goes away.
@@ -296,7 +296,7 @@ func (p *testPooler) hasHeir() bool {
 // testHello checks the answer to a hello that is refused.
 func (p *testPooler) testHello(t *testing.T, hello carriedHello, want string) {
 	t.Helper()
-	c := dialControl(t, p.config.ControlSocket)
+	c := dialControl(t, p.conf().ControlSocket)
 	defer c.close()
 	if err := c.send(messageHello, hello); err != nil {
 		t.Fatal(err)

@@ -55,8 +55,16 @@ type Config struct {
 	ServerResetQuery       string // "" is none
 	ServerResetQueryAlways bool
 
-	DefaultPoolSize       int // servers per database and user, at least 1
-	MaxClientConn         int // at least 1
+	DefaultPoolSize int // servers per database and user, at least 1
+	MaxClientConn   int // at least 1
+
+	MinPoolSize        int
+	ReservePoolSize    int
+	ReservePoolTimeout time.Duration
+	// Limits of connections to servers and of clients'; 0 is none.
+	MaxDBConnections, MaxDBClientConnections     int
+	MaxUserConnections, MaxUserClientConnections int
+
 	MaxPreparedStatements int // per server; 0 turns the tracking off
 
 	ServerConnectTimeout time.Duration // never 0
@@ -98,12 +106,21 @@ type Database struct {
 	Password string // of User; only with User
 	PoolSize int    // the database's own or DefaultPoolSize
 	PoolMode string // "" for the Config's
+	// MinPoolSize and ReservePoolSize are 0 for the Config's, -1 for none.
+	MinPoolSize, ReservePoolSize int
+	// Limits; 0 is for the Config's.
+	MaxConnections, MaxClientConnections int
 }
 
 // UserSetting is an entry of [users]: what is special about a user.
 type UserSetting struct {
 	Name     string
 	PoolMode string // "" for the database's
+	PoolSize int    // 0 for the database's
+	// ReservePoolSize is 0 for the database's, -1 for none.
+	ReservePoolSize int
+	// Limits; 0 is for those of [pgbouncer].
+	MaxConnections, MaxClientConnections int
 }
 
 // User is a line of the user list.
@@ -142,6 +159,7 @@ func defaults() Config {
 		ListenBacklog:         128,
 		AuthType:              AuthMD5,
 		PoolMode:              "session",
+		ReservePoolTimeout:    5 * time.Second,
 		ServerResetQuery:      "DISCARD ALL",
 		DefaultPoolSize:       20,
 		MaxClientConn:         100,

@@ -7,30 +7,6 @@ import (
 	"strings"
 )
 
-// Load reads pgbouncer.ini and the user list that it names. Every fault of the
-// files is an *Error with file and line; nothing is returned then. A file that
-// cannot be read is the operating system's error, wrapped.
-func Load(path string) (Config, []Warning, error) {
-	f := newFile()
-	if err := parseINI(path, f); err != nil {
-		return Config{}, nil, err
-	}
-	if err := f.finish(path); err != nil {
-		return Config{}, nil, err
-	}
-	if f.AuthFile != "" {
-		users, err := LoadUsers(f.AuthFile)
-		if err != nil {
-			return Config{}, nil, err
-		}
-		f.Users = users
-		if err := f.checkUsers(); err != nil {
-			return Config{}, nil, err
-		}
-	}
-	return f.Config, f.warnings, nil
-}
-
 // file is a configuration in the making.
 type file struct {
 	Config
@@ -39,13 +15,16 @@ type file struct {
 	given   map[string]string // values in [pgbouncer]
 	current string            // section
 	first   map[entryID]line  // where each key was given
+	texts   map[string][]byte // of the ini files, by path
+	fresh   bool              // they are read anew
 }
 
 // entryID names an entry of a file.
 type entryID struct{ section, key string }
 
 func newFile() *file {
-	return &file{Config: defaults(), given: make(map[string]string), first: make(map[entryID]line)}
+	return &file{Config: defaults(), given: make(map[string]string), first: make(map[entryID]line),
+		texts: make(map[string][]byte), fresh: true}
 }
 
 // sections are all that PgBouncer has.

@@ -31,14 +31,15 @@ func TestLoadGood(t *testing.T) {
 	}
 	key := strings.Repeat("A", 43) + "="
 	want := Config{
-		ListenAddr:             []string{"192.168.1.5", "::1"},
-		ListenPort:             6432,
-		ListenBacklog:          4096,
-		ReusePort:              true,
-		AuthType:               AuthSCRAM,
-		AuthFile:               "testdata/good.txt",
-		PoolMode:               "transaction",
-		UserSettings:           []UserSetting{{Name: "alice", PoolMode: "transaction"}},
+		ListenAddr:    []string{"192.168.1.5", "::1"},
+		ListenPort:    6432,
+		ListenBacklog: 4096,
+		ReusePort:     true,
+		AuthType:      AuthSCRAM,
+		AuthFile:      "testdata/good.txt",
+		PoolMode:      "transaction",
+		UserSettings:  []UserSetting{{Name: "alice", PoolMode: "transaction", PoolSize: 3, ReservePoolSize: 2, MaxConnections: 9, MaxClientConnections: 8}},
+		MinPoolSize:   1, ReservePoolSize: 2, ReservePoolTimeout: 3 * time.Second, MaxDBConnections: 11, MaxDBClientConnections: 12, MaxUserConnections: 13, MaxUserClientConnections: 14,
 		ServerResetQueryAlways: true,
 		DefaultPoolSize:        70,
 		MaxClientConn:          4000,
@@ -67,9 +68,9 @@ func TestLoadGood(t *testing.T) {
 			{"nobody", ""},
 		},
 		Databases: []Database{
-			{Name: "app", Host: "192.168.1.6", Port: 5432, DBName: "production", PoolSize: 70},
+			{Name: "app", Host: "192.168.1.6", Port: 5432, DBName: "production", PoolSize: 70, MinPoolSize: -1, ReservePoolSize: 4, MaxConnections: 5, MaxClientConnections: 6},
 			{Name: "two words", Host: "db.example.net", Port: 5432, DBName: "two words", User: "forced", Password: "it's = secret", PoolSize: 5},
-			{Name: "reports", Host: "/run/postgresql", Port: 5432, DBName: "reports", PoolSize: 70, PoolMode: "transaction"},
+			{Name: "reports", Host: "/run/postgresql", Port: 5432, DBName: "reports", PoolSize: 70, PoolMode: "transaction", ReservePoolSize: -1},
 		},
 		Fallback: &Database{Name: "*", Host: "192.168.1.6", Port: 5432, PoolSize: 70},
 	}
@@ -81,7 +82,7 @@ func TestLoadGood(t *testing.T) {
 	for _, want := range []Setting{
 		{"admin_users", "app, postgres", ""}, {"max_client_conn", "4000", "100"}, {"query_wait_timeout", "1500ms", "120"},
 		{"listen_port", "6432", "6432"}, {"auth_type", "SCRAM-SHA-256", "md5"}, {"query_timeout", "0", "0"},
-		{"server_tls_sslmode", "disable", "disable"}, {"max_user_connections", "0", "0"}, {"server_connect_timeout", "15", "15"},
+		{"server_tls_sslmode", "disable", "disable"}, {"max_user_connections", "13", "0"}, {"server_connect_timeout", "15", "15"},
 	} {
 		if !slices.Contains(settings, want) {
 			t.Errorf("settings lack %+v", want)
@@ -122,7 +123,7 @@ func TestLoadDefaults(t *testing.T) {
 	want := Config{
 		ListenAddr: []string{"*"}, ListenPort: 6432, ListenBacklog: 128,
 		AuthType: AuthMD5, AuthFile: users, Users: []User{{"a", "b"}},
-		PoolMode: "session", ServerResetQuery: "DISCARD ALL",
+		PoolMode: "session", ReservePoolTimeout: 5 * time.Second, ServerResetQuery: "DISCARD ALL",
 		DefaultPoolSize: 20, MaxClientConn: 100, MaxPreparedStatements: 200,
 		ServerConnectTimeout: 15 * time.Second, ServerLoginRetry: 15 * time.Second,
 		ServerLifetime: 3600 * time.Second, ServerIdleTimeout: 600 * time.Second,

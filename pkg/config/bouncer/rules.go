@@ -21,9 +21,8 @@ type rule[T any] struct {
 
 // The rules that recur.
 const (
-	mootUnix    = "there is no unix socket to listen on"
-	mootSyslog  = "logging to syslog is off"
-	mootReserve = "there is no reserve pool"
+	mootUnix   = "there is no unix socket to listen on"
+	mootSyslog = "logging to syslog is off"
 )
 
 func supported[T any](set func(dst *T, value string) error) rule[T] { return rule[T]{set: set} }
@@ -84,6 +83,19 @@ const (
 func setInt[T any](low, high int, field func(*T) *int) rule[T] {
 	return supported(func(dst *T, value string) error {
 		n, err := parseInt(value, low, high)
+		*field(dst) = n
+		return err
+	})
+}
+
+// setOwn is for a number that goes before the one in [pgbouncer] even if it is
+// 0: that is kept as -1.
+func setOwn[T any](high int, field func(*T) *int) rule[T] {
+	return supported(func(dst *T, value string) error {
+		n, err := parseInt(value, 0, high)
+		if n == 0 {
+			n = -1
+		}
 		*field(dst) = n
 		return err
 	})
