@@ -1,10 +1,14 @@
 // Command pgsteer-pooler is a transaction pooler for PostgreSQL that reads
 // PgBouncer's configuration.
 //
-//	pgsteer-pooler [-check] [-version] FILE.ini
+//	pgsteer-pooler [-check] [-version] [-takeover] [-d] FILE.ini
 //
 // SIGHUP has it read its configuration again, as the console's RELOAD does. If
 // something is wrong with it, the log says what, and all stays as it was.
+//
+// With -takeover it takes the connections of the pooler over that runs with the
+// same configuration, by its control socket. That one ends when it has handed over
+// all of them.
 //
 // SIGTERM and SIGINT end it: it accepts no more clients, lets transactions come
 // to their end, and closes the clients with SQLSTATE 57P01. A second signal
@@ -39,12 +43,15 @@ const (
 	exitUsage   = 2
 )
 
-const usageText = `Usage: pgsteer-pooler [-check] FILE.ini
+const usageText = `Usage: pgsteer-pooler [-check] [-takeover] [-d] FILE.ini
        pgsteer-pooler -version
 
-  FILE.ini  the configuration, as PgBouncer has it
-  -check    read the configuration, say what is wrong with it, and end
-  -version  print the version
+  FILE.ini       the configuration, as PgBouncer has it
+  -check         read the configuration, say what is wrong with it, and end
+  -takeover, -R  take over from the pooler that runs with this configuration:
+                 its clients stay connected
+  -d             run in the background
+  -version       print the version
 `
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -80,6 +87,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stdout, "%s: configuration is valid\n", opts.file)
 		return exitOK
 	}
+	if opts.background {
+		return background(args, stdout, stderr)
+	}
+	config.TakeOver = opts.takeOver
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	if err := serve(config, loader, log); err != nil {
 		log.Error(err.Error())
@@ -108,11 +119,21 @@ func serve(config pooler.Config, loader *bouncer.Loader, log *slog.Logger) error
 	watched := make(chan error, 1)
 	go func() { watched <- obey(signals, ended, cancel, p, log) }()
 
-	notify(daemon.SdNotifyReady, log)
+	if err := sayReady(); err != nil {
+		log.Warn("failed to say that the start is over", "error", err)
+	}
+	if !p.TakesOver() { // the service is up already, and the old process speaks for it
+		notify(daemon.SdNotifyReady, log)
+	}
 	log.Info("started", "version", version(), "listen", fmt.Sprint(p.Addrs()), "max_clients", config.MaxClients,
 		"pool_size", config.PoolSize)
 	err = p.Run(ctx)
 	close(ended)
+	if pid := p.Successor(); pid != 0 {
+		// From now on systemd watches the other one. (It accepts that of a main
+		// process, so it is said by us.)
+		notify(fmt.Sprintf("MAINPID=%d", pid), log)
+	}
 	err = errors.Join(err, <-watched, p.Close())
 	if err == nil {
 		log.Info("stopped")
@@ -156,6 +177,8 @@ func notify(state string, log *slog.Logger) {
 type options struct {
 	file           string
 	check, version bool
+	takeOver       bool
+	background     bool
 }
 
 func parseFlags(args []string) (options, error) {
@@ -164,6 +187,12 @@ func parseFlags(args []string) (options, error) {
 	fs.SetOutput(io.Discard) // run prints the error, on one line
 	fs.BoolVar(&o.check, "check", false, "")
 	fs.BoolVar(&o.version, "version", false, "")
+	for _, name := range []string{"takeover", "R", "reboot"} { // the others are PgBouncer's
+		fs.BoolVar(&o.takeOver, name, false, "")
+	}
+	for _, name := range []string{"d", "daemon"} {
+		fs.BoolVar(&o.background, name, false, "")
+	}
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}

@@ -72,6 +72,8 @@ type carriedClient struct {
 	// The unnamed statement: whether there is one, and its Parse if it is kept.
 	HasUnnamed bool   `json:",omitempty"`
 	Unnamed    []byte `json:",omitempty"`
+	Input      []byte `json:",omitempty"` // received and not processed
+	Skip       int    `json:",omitempty"` // bytes of a message to come that are to be swallowed
 
 	Connected time.Duration
 	Requested *time.Duration `json:",omitempty"`
@@ -106,6 +108,7 @@ type carriedPair struct {
 	Status byte // of the last ReadyForQuery
 	// OwnUnnamed: the server's unnamed statement is the client's.
 	OwnUnnamed bool           `json:",omitempty"`
+	Tainted    bool           `json:",omitempty"` // nobody else is to have the server
 	Linked     *time.Duration `json:",omitempty"` // the transaction's age; none outside of one
 }
 

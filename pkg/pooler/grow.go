@@ -58,6 +58,9 @@ func (m *machine) grow(p *pool) {
 	if p.blocked {
 		return // until settleLimits
 	}
+	if m.heir != nil && !m.needsServers(p) {
+		return // those who wait are served by the process that takes over
+	}
 	for p.dialing < p.wanted() && !p.blocked && m.now >= p.retryAt && !m.stopping && m.mayOpen(p) {
 		m.open(p)
 	}

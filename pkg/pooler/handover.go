@@ -1,10 +1,6 @@
 package pooler
 
-import (
-	"time"
-
-	"github.com/pgsteer/pgsteer/pkg/pgwire"
-)
+import "time"
 
 // A process that is taken over hands connections to its heir, each at a moment
 // when nothing about it is outstanding: a client between two transactions, an
@@ -33,6 +29,7 @@ type heir struct {
 	candidates []*conn
 	stmts      map[string]bool // names of those that the heir knows
 	pools      map[*pool]int   // that the heir knows, and how many servers it believes to be here
+	params     map[*pool]bool  // it knows what the servers report
 	asOf       time.Duration   // when something was answered last
 	begun      time.Duration
 	staying    int // clients that it does not take
@@ -49,7 +46,7 @@ type baggage struct {
 func (m *machine) handOver(h *heir) {
 	h.onTheWay = make(map[uint64]baggage)
 	h.stmts = make(map[string]bool)
-	h.pools = make(map[*pool]int)
+	h.pools, h.params = make(map[*pool]int), make(map[*pool]bool)
 	h.asOf, h.begun = m.now, m.now
 	m.heir = h
 	for _, p := range m.pools {
@@ -61,12 +58,27 @@ func (m *machine) handOver(h *heir) {
 // tickHeir has every connection looked at. What comes to rest is noted at that
 // moment, too; this is for the moments that are not.
 func (m *machine) tickHeir() {
+	h := m.heir
+	due := h.staying
+	if since := m.now - h.begun; since < drainTime {
+		due = int(int64(due) * int64(since) / int64(drainTime))
+	}
 	for _, c := range m.slots {
-		if c != nil {
-			m.note(c)
+		if c == nil {
+			continue
 		}
+		if cl := c.cl; cl != nil && cl.stays && h.drained < due && (cl.state == clientIdle || cl.resting()) {
+			h.drained++
+			m.refuseClient(cl, refusedShutdown, errShutdown)
+			continue
+		}
+		m.note(c)
 	}
 }
+
+// drainTime is over how long the clients that the heir does not take are told to
+// go, between their transactions: not all at once, since they come again.
+const drainTime = time.Minute
 
 // note has a connection looked at when the round is over.
 func (m *machine) note(c *conn) {
@@ -129,7 +141,7 @@ func (m *machine) depart(c *conn) {
 }
 
 func (m *machine) departPair(cl *client, sv *server) {
-	pair := carriedPair{Client: m.carryClient(cl), Server: m.carryServer(sv), Status: sv.status}
+	pair := carriedPair{Client: m.carryClient(cl), Server: m.carryServer(sv), Status: sv.status, Tainted: sv.tainted}
 	pair.OwnUnnamed = cl.unnamedSeq != 0 && cl.unnamedSeq == sv.unnamedSeq
 	if cl.linkedAt != outsideTransaction {
 		age := m.now - cl.linkedAt
@@ -157,44 +169,57 @@ func (m *machine) dispatch(item carriedItem, b baggage, fds ...int) {
 	h.send(messageItem, item, fds...)
 }
 
-// clean reports whether a connection stands between two messages in both
-// directions, and has not come to its end.
+// clean reports whether no message of a connection has been passed in part, in
+// either direction, and it has not come to its end.
 func (c *conn) clean() bool {
-	return !c.dropped && !c.ended && !c.broken && !c.bye && c.out == nil && len(c.spill) == 0 &&
-		c.in.left == 0 && len(c.in.gather) == 0
+	return !c.dropped && !c.ended && !c.broken && !c.bye && c.out == nil && len(c.spill) == 0 && c.in.atBoundary()
 }
 
 // clientRests reports whether a client without a server can be handed over. What
 // it has sent meanwhile is in its socket, and goes along.
 func (m *machine) clientRests(cl *client) bool {
-	return (cl.state == clientIdle || cl.state == clientWaiting) && !cl.stays && cl.clean() && len(cl.held) == 0 && !cl.heldEnd
+	return (cl.state == clientIdle || cl.state == clientWaiting) && !cl.stays && cl.clean() && !cl.heldEnd
 }
 
 // serverRests reports whether a server without a client can be handed over. Those
 // that clients who stay here need are kept.
 func (m *machine) serverRests(sv *server) bool {
-	return sv.state == serverIdle && sv.atEase() && sv.epoch == sv.pool.epoch && (sv.pool.staying == 0 || sv.pool.idle.n > min(sv.pool.staying, (sv.pool.size+1)/2))
+	return sv.state == serverIdle && sv.atEase() && !sv.tainted && sv.epoch == sv.pool.epoch && (sv.pool.staying == 0 || sv.pool.idle.n > min(sv.pool.staying, (sv.pool.size+1)/2))
 }
 
 // pairRests reports whether a client can be handed over with the server that it
 // has.
 func (m *machine) pairRests(cl *client, sv *server) bool {
-	return cl.state == clientActive && sv.state == serverActive && !cl.stays && cl.clean() && len(cl.held) == 0 && !cl.heldEnd &&
+	return cl.state == clientActive && sv.state == serverActive && !cl.stays && cl.clean() && !cl.heldEnd &&
 		!cl.cancelWanted && sv.atEase() && !sv.stalled
 }
 
 // atEase reports whether a server owes nothing and is owed nothing.
 func (sv *server) atEase() bool {
-	return sv.clean() && !sv.readable && sv.expects.n == 0 && !sv.flight && !sv.skipping && !sv.copyIn && !sv.tainted && sv.cancels == 0
+	return sv.clean() && sv.in.left == 0 && len(sv.in.gather) == 0 && !sv.readable && sv.expects.n == 0 && !sv.flight && !sv.skipping && !sv.copyIn && sv.cancels == 0
+}
+
+// needsServers reports whether clients of a pool need servers here, though there
+// is an heir: those that it does not want, those that are about to end.
+func (m *machine) needsServers(p *pool) bool {
+	if p.params == nil || p.staying > 0 {
+		return true
+	}
+	for cl := p.waiting.head; cl != nil; cl = cl.lk.next {
+		if !m.clientRests(cl) {
+			return true
+		}
+	}
+	return false
 }
 
 // tellPool tells the heir of a pool.
 func (m *machine) tellPool(p *pool) {
 	h := m.heir
-	if _, told := h.pools[p]; told {
+	if _, told := h.pools[p]; told && (h.params[p] || p.params == nil) {
 		return
 	}
-	h.pools[p] = p.here()
+	h.pools[p], h.params[p] = p.here(), p.params != nil
 	record := carriedPool{Database: carriedText(p.key.database), User: carriedText(p.key.user), Params: carryParams(p.params)}
 	if k := p.keys; k != nil {
 		record.ClientKey, record.ServerKey = k.ClientKey[:], k.ServerKey[:]
@@ -223,6 +248,8 @@ func (m *machine) carryClient(cl *client) carriedClient {
 	if r.HasUnnamed {
 		r.Unnamed = append([]byte(nil), cl.unnamed...)
 	}
+	r.Skip = cl.in.left
+	r.Input = append(append(r.Input, cl.in.gather...), cl.held...)
 	if cl.requestedAt > 0 {
 		age := m.now - cl.requestedAt
 		r.Requested = &age
@@ -311,7 +338,9 @@ func (m *machine) takeBack(b baggage) {
 		m.moveClient(cl, to)
 		if err := m.heir.watch(&cl.conn); err != nil {
 			m.clientGone(cl, "cannot be watched")
+			return
 		}
+		m.wake(&cl.conn)
 	}
 }
 
@@ -351,7 +380,3 @@ func (m *machine) vacant() bool {
 	}
 	return true
 }
-
-// errTakeover ends clients that could not be handed over.
-var errTakeover = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeAdminShutdown,
-	"terminating connection due to administrator command")

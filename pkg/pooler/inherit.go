@@ -107,6 +107,8 @@ func (m *machine) inheritClient(r *carriedClient, db *Database, fd int) (*client
 		return nil, errNoSuchPool // it was never told
 	case r.Renames && m.limits.maxPrepared == 0:
 		return nil, errNoStatements
+	case r.Skip < 0:
+		return nil, errors.New("its input makes no sense")
 	case m.byPID[r.PID] != nil:
 		return nil, errKeyTaken
 	}
@@ -135,6 +137,8 @@ func (m *machine) inheritClient(r *carriedClient, db *Database, fd int) (*client
 	p.dbUse.clients++
 	p.clients[clientNew]++
 	m.byPID[cl.key.PID] = cl
+	m.hold(cl, r.Input)
+	cl.in.left, cl.in.drop = r.Skip, r.Skip > 0
 	m.moveClient(cl, clientLeaving)
 	return cl, nil
 }
@@ -194,7 +198,7 @@ func (m *machine) inheritPair(r *carriedPair, db *Database, fds []int) (*client,
 		fds[1] = -1
 		return nil, nil, err
 	}
-	sv.status = r.Status
+	sv.status, sv.tainted = r.Status, r.Tainted
 	if r.OwnUnnamed {
 		sv.unnamedSeq, sv.unnamedFlight = cl.unnamedSeq, sv.flightNo
 	}
@@ -217,6 +221,9 @@ func (m *machine) arrived(cl *client, sv *server) {
 		m.moveClient(cl, clientIdle)
 	default:
 		m.handOut(sv)
+	}
+	if cl != nil {
+		m.wake(&cl.conn)
 	}
 	if m.stopping && cl != nil && cl.state == clientIdle {
 		m.refuseClient(cl, refusedShutdown, errShutdown)

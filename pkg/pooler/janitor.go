@@ -19,7 +19,7 @@ func (m *machine) tick() {
 		if !m.blocked {
 			m.grow(p)
 		}
-		if p.db.auto && p.unused() && m.now >= p.retryAt {
+		if p.db.auto && m.legacy == nil && p.unused() && m.now >= p.retryAt {
 			m.dropPool(p) // or each name that a client makes up would stay
 		}
 	}

@@ -132,7 +132,7 @@ func (w *fakeWorld) hangUp(c *conn) {
 // arrived is the event of a socket that has something to read.
 func (w *fakeWorld) arrived(c *conn) {
 	p := w.peers[c]
-	if c.dropped || len(p.sock) == 0 && !p.ended {
+	if c.dropped || len(p.sock) == 0 && !p.ended || leaving(c) {
 		return
 	}
 	c.readable = true
@@ -153,6 +153,9 @@ func (w *fakeWorld) round() {
 		w.read(c)
 	}
 	m.flush()
+	if m.heir != nil {
+		m.departures()
+	}
 	for _, c := range w.order {
 		p := w.peers[c]
 		if p.be != nil && !c.dropped {

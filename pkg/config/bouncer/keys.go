@@ -43,6 +43,7 @@ var settings = map[string]rule[file]{
 		f.StatsPeriod = time.Duration(n) * time.Second
 		return err
 	}),
+	"control_socket": supported(setControlSocket),
 	"trusted_balancers": supported(func(f *file, value string) (err error) {
 		f.TrustedBalancers, err = parseNetworks(value)
 		return err
@@ -128,7 +129,7 @@ var settings = map[string]rule[file]{
 }
 
 // ownSettings are the keys that PgBouncer does not know.
-var ownSettings = []string{"trusted_balancers"}
+var ownSettings = []string{"control_socket", "trusted_balancers"}
 
 // defaultTexts are the defaults of the settings that are supported, in
 // PgBouncer's spelling.
@@ -167,6 +168,7 @@ var defaultTexts = map[string]string{
 	"so_reuseport":                "0",
 	"stats_period":                "60",
 	"stats_users":                 "",
+	"control_socket":              "",
 	"trusted_balancers":           "",
 }
 

@@ -1,0 +1,120 @@
+package pooler
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// outbox sends messages in order, so that the loop never waits for the other
+// process.
+type outbox struct {
+	c    *control
+	mu   sync.Mutex
+	cond *sync.Cond
+	list []outgoing
+	over bool
+}
+
+type outgoing struct {
+	kind messageKind
+	body any
+	fds  []int
+}
+
+func newOutbox(c *control) *outbox {
+	o := &outbox{c: c}
+	o.cond = sync.NewCond(&o.mu)
+	return o
+}
+
+// put queues a message. The descriptors stay open until it is answered.
+func (o *outbox) put(kind messageKind, body any, fds ...int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.over {
+		o.list = append(o.list, outgoing{kind, body, fds})
+		o.cond.Signal()
+	}
+}
+
+func (o *outbox) run() {
+	for {
+		o.mu.Lock()
+		for len(o.list) == 0 && !o.over {
+			o.cond.Wait()
+		}
+		list := o.list
+		o.list = nil
+		over := o.over
+		o.mu.Unlock()
+		if over {
+			return
+		}
+		for _, x := range list {
+			if o.c.send(x.kind, x.body, x.fds...) != nil {
+				o.c.hangUp() // the reader comes to the end and takes all back
+				return
+			}
+		}
+	}
+}
+
+func (o *outbox) close() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.over = true
+	o.cond.Signal()
+}
+
+// gate lets goroutines wait while somebody else accepts.
+type gate struct {
+	mu     sync.Mutex
+	closed chan struct{} // nil: open
+}
+
+// wait waits until the gate is open, and reports false if the context ends first.
+func (g *gate) wait(ctx context.Context) bool {
+	g.mu.Lock()
+	ch := g.closed
+	g.mu.Unlock()
+	if ch == nil {
+		return true
+	}
+	select {
+	case <-ch:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// pauseAccepting leaves new connections to the heir. The sockets stay open, in
+// case that it goes away.
+func (p *Pooler) pauseAccepting() {
+	p.accepting.mu.Lock()
+	p.accepting.closed = make(chan struct{})
+	p.accepting.mu.Unlock()
+	p.setAcceptDeadlines(time.Unix(1, 0))
+}
+
+func (p *Pooler) resumeAccepting() {
+	p.setAcceptDeadlines(time.Time{})
+	p.accepting.mu.Lock()
+	defer p.accepting.mu.Unlock()
+	if p.accepting.closed != nil {
+		close(p.accepting.closed)
+		p.accepting.closed = nil
+	}
+}
+
+func (p *Pooler) setAcceptDeadlines(t time.Time) {
+	for _, ln := range p.listeners {
+		if d, ok := ln.(interface{ SetDeadline(time.Time) error }); ok {
+			_ = d.SetDeadline(t) // it fails on a closed one
+		}
+	}
+	if ln := p.succession.ln; ln != nil {
+		_ = ln.SetDeadline(t)
+	}
+}
