@@ -50,6 +50,19 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 	c.ReservePoolSize, c.ReservePoolTimeout = f.ReservePoolSize, f.ReservePoolTimeout
 	c.MaxDBConnections, c.MaxDBClientConnections = f.MaxDBConnections, f.MaxDBClientConnections
 	c.MaxUserConnections, c.MaxUserClientConnections = f.MaxUserConnections, f.MaxUserClientConnections
+	c.ServerRoundRobin = f.ServerRoundRobin
+	c.ServerCheckQuery, c.ServerCheckDelay = f.ServerCheckQuery, f.ServerCheckDelay
+	c.DisablePQExec, c.MaxPacketSize = f.DisablePQExec, f.MaxPacketSize
+	c.Timeouts = pooler.Timeouts{
+		Query: f.QueryTimeout, IdleTransaction: f.IdleTransactionTimeout,
+		Transaction: f.TransactionTimeout, ClientIdle: f.ClientIdleTimeout,
+	}
+	c.QueryWaitNotify = f.QueryWaitNotify
+	c.PoolIdleTimeout, c.AutoDBIdleTimeout = f.PoolIdleTimeout, f.AutoDBIdleTimeout
+	c.TCP = pooler.TCPOptions{
+		NoKeepAlive: !f.TCPKeepAlive, KeepIdle: f.TCPKeepIdle, KeepInterval: f.TCPKeepInterval, KeepCount: f.TCPKeepCount,
+		UserTimeout: f.TCPUserTimeout, DeferAccept: f.TCPDeferAccept, Buffer: f.TCPSocketBuffer,
+	}
 	c.MaxPrepared = f.MaxPreparedStatements
 	c.IgnoreStartup = f.IgnoreStartupParameters
 	c.ClientLoginTimeout = f.ClientLoginTimeout
@@ -59,6 +72,7 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 	c.ServerLifetime = f.ServerLifetime
 	c.ServerIdleTimeout = f.ServerIdleTimeout
 	c.CancelWaitTimeout = f.CancelWaitTimeout
+	c.SuspendTimeout = f.SuspendTimeout
 	c.StatsPeriod = f.StatsPeriod
 	c.AdminUsers, c.StatsUsers = f.AdminUsers, f.StatsUsers
 	c.AddHost = f.ApplicationNameAddHost
@@ -112,6 +126,11 @@ func userSettings(u *bouncer.UserSetting) (out pooler.User, err error) {
 	out = pooler.User{
 		PoolSize: u.PoolSize, ReservePoolSize: u.ReservePoolSize,
 		MaxConnections: u.MaxConnections, MaxClientConnections: u.MaxClientConnections,
+		QueryWaitTimeout: u.QueryWaitTimeout,
+		Timeouts: pooler.Timeouts{
+			Query: u.QueryTimeout, IdleTransaction: u.IdleTransactionTimeout,
+			Transaction: u.TransactionTimeout, ClientIdle: u.ClientIdleTimeout,
+		},
 	}
 	out.PoolMode, err = poolMode(u.PoolMode)
 	return out, err
@@ -122,6 +141,7 @@ func database(d *bouncer.Database) (out pooler.Database, err error) {
 		Name: d.Name, Host: d.Host, Port: uint16(d.Port), DBName: d.DBName, User: d.User, PoolSize: d.PoolSize,
 		MinPoolSize: d.MinPoolSize, ReservePoolSize: d.ReservePoolSize,
 		MaxConnections: d.MaxConnections, MaxClientConnections: d.MaxClientConnections,
+		ServerLifetime: d.ServerLifetime, QueryWaitTimeout: d.QueryWaitTimeout,
 	}
 	if d.Password != "" {
 		out.Secret = pgwire.PlainSecret(d.Password)

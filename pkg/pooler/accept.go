@@ -27,6 +27,7 @@ const (
 func (p *Pooler) accept(ln net.Listener) {
 	for {
 		conn, err := ln.Accept()
+		p.gate.wait(p.ctx)
 		if err == nil {
 			n := p.clients.Add(1)
 			if n > int64(p.conf().MaxClients+refusingExtra) {
@@ -42,9 +43,7 @@ func (p *Pooler) accept(ln net.Listener) {
 			return
 		}
 		if ne := net.Error(nil); errors.As(err, &ne) && ne.Timeout() { // another process accepts now
-			if !p.accepting.wait(p.ctx) {
-				return
-			}
+			p.accepting.wait(p.ctx)
 			continue
 		}
 		p.log.Error("failed to accept client", "error", err)
@@ -72,6 +71,7 @@ func isShortage(err error) bool {
 // to the loop.
 func (p *Pooler) serve(conn net.Conn, full bool) {
 	addr, peer, local := p.endpoints(conn)
+	p.conf().TCP.apply(conn, p.log)
 	limit := p.conf().ClientLoginTimeout
 	if full && (limit == 0 || limit > refusingTimeout) {
 		limit = refusingTimeout

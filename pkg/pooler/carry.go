@@ -98,6 +98,7 @@ type carriedServer struct {
 	Touched    bool `json:",omitempty"`
 
 	Opened time.Duration
+	Used   time.Duration
 }
 
 // carriedPair is a client in the middle of a session or transaction, and the

@@ -71,6 +71,9 @@ func (m *machine) clientReceived(cl *client, b []byte) {
 // turn is a connection's turn: it processes input set aside, and reports
 // whether the socket is to be read.
 func (m *machine) turn(c *conn) (read bool) {
+	if m.suspended && m.park(c) {
+		return false
+	}
 	cl := c.cl
 	if cl == nil {
 		// What a server sends is read unless its client has to take in
@@ -232,6 +235,10 @@ func (m *machine) clientMessage(cl *client, b []byte) (used, need int) {
 		return 0, 0
 	}
 	total := pgwire.HeaderLen + bodyLen
+	if limit := m.limits.maxPacket; limit > 0 && total > limit {
+		m.refuseClient(cl, refusedProtocol, errPacketSize)
+		return 0, 0
+	}
 	if typ == pgwire.MsgTerminate {
 		m.clientTerminated(cl)
 		return 0, 0
@@ -245,6 +252,11 @@ func (m *machine) clientMessage(cl *client, b []byte) (used, need int) {
 	}
 	switch typ {
 	case pgwire.MsgQuery:
+		if m.limits.noPQExec {
+			m.log.Error("client used \"Query\" packet type", "client", cl.addr)
+			m.refuseClient(cl, refusedProtocol, errPQExec)
+			return 0, 0
+		}
 		// A simple query destroys the unnamed statement (section 53.2.3).
 		m.dropUnnamed(cl)
 		sv.unnamedSeq = unnamedNone

@@ -26,6 +26,7 @@ type Config struct {
 	// TakeOver has Open take over from the process at ControlSocket, if there is
 	// one.
 	TakeOver bool
+	TCP      TCPOptions
 	// TrustedBalancers are the peers that are believed when the SYN of a
 	// connection names another address as its client's. Empty: nobody.
 	TrustedBalancers []netip.Prefix
@@ -78,6 +79,28 @@ type Config struct {
 	// are not tracked are refused.
 	IgnoreStartup []string
 
+	Timeouts Timeouts
+	// QueryWaitNotify is after what time a client is told that it waits; 0:
+	// never.
+	QueryWaitNotify time.Duration
+	// ServerCheckQuery checks a server that has not been used for
+	// ServerCheckDelay before its next use. Empty: none. CheckEmpty is the empty
+	// query.
+	ServerCheckQuery string
+	ServerCheckDelay time.Duration
+	// PoolIdleTimeout is after what time a pool without clients and servers is
+	// forgotten, with its statistics, AutoDBIdleTimeout the same for databases
+	// found by Fallback. 0: never.
+	PoolIdleTimeout, AutoDBIdleTimeout time.Duration
+	// ServerRoundRobin uses the servers of a pool in turn, instead of the one
+	// that was used last first.
+	ServerRoundRobin bool
+	// DisablePQExec refuses simple queries.
+	DisablePQExec bool
+	// MaxPacketSize bounds clients' messages, in bytes. 0: PostgreSQL's bounds
+	// alone.
+	MaxPacketSize int
+
 	ClientLoginTimeout   time.Duration // from connect to welcome; 0: none
 	QueryWaitTimeout     time.Duration // for a server; 0: none
 	ServerConnectTimeout time.Duration // for connecting and logging in
@@ -85,6 +108,7 @@ type Config struct {
 	ServerLifetime       time.Duration // 0: servers are closed after one use
 	ServerIdleTimeout    time.Duration // 0: none
 	CancelWaitTimeout    time.Duration // for delivering a cancel request, and for settling a server
+	SuspendTimeout       time.Duration // for buffers to be emptied at SUSPEND; 0: none
 	ShutdownTimeout      time.Duration // for transactions to end when Run is cancelled
 
 	// StatsPeriod is the time over which the console's averages are taken.
@@ -138,6 +162,8 @@ type Database struct {
 	// These are 0 for the Config's, negative for none.
 	MinPoolSize, ReservePoolSize         int
 	MaxConnections, MaxClientConnections int
+	ServerLifetime                       time.Duration // 0: the Config's
+	QueryWaitTimeout                     time.Duration // 0: the Config's, negative: none
 
 	auto bool // made from Config.Fallback
 }
@@ -159,8 +185,13 @@ func DefaultConfig() Config {
 		ServerLifetime:       time.Hour,
 		ServerIdleTimeout:    10 * time.Minute,
 		CancelWaitTimeout:    10 * time.Second,
+		SuspendTimeout:       10 * time.Second,
 		ShutdownTimeout:      30 * time.Second,
 		StatsPeriod:          time.Minute,
+		QueryWaitNotify:      5 * time.Second,
+		ServerCheckQuery:     CheckEmpty,
+		ServerCheckDelay:     30 * time.Second,
+		AutoDBIdleTimeout:    time.Hour,
 		LogConnections:       true,
 		LogDisconnections:    true,
 		LogPoolerErrors:      true,

@@ -26,6 +26,7 @@ type conn struct {
 	dirty    bool // stands in machine.dirty
 	dropped  bool // descriptor closed, slot given back
 	noted    bool // stands in heir.candidates
+	parked   bool // not to be read while the pooler is suspended
 
 	in  framer
 	out *outq // nil unless there are bytes to send in this round

@@ -61,7 +61,7 @@ func (p *Pooler) connect(db *Database, login pgwire.ServerLogin) (loggedIn, erro
 	ctx, cancel := context.WithTimeout(p.ctx, p.conf().ServerConnectTimeout)
 	defer cancel()
 	network, addr := db.address()
-	conn, err := p.dialer.DialContext(ctx, network, addr)
+	conn, err := p.conf().TCP.dial(ctx, network, addr)
 	if err != nil {
 		return loggedIn{}, fmt.Errorf("connecting to server: %w", err)
 	}
@@ -113,7 +113,7 @@ func (p *Pooler) requestCancel(network, addr string, key pgwire.CancelKey) error
 	ctx, cancel := context.WithTimeout(context.Background(), p.conf().CancelWaitTimeout)
 	defer cancel()
 	defer context.AfterFunc(p.ctx, func() { time.AfterFunc(time.Second, cancel) })()
-	conn, err := p.dialer.DialContext(ctx, network, addr)
+	conn, err := p.conf().TCP.dial(ctx, network, addr)
 	if err != nil {
 		return fmt.Errorf("connecting to server: %w", err)
 	}

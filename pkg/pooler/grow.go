@@ -55,6 +55,10 @@ func (p *pool) wanted() int {
 
 // grow dials servers while clients wait for more than are on their way.
 func (m *machine) grow(p *pool) {
+	if p.paused || m.suspended {
+		return // until RESUME
+	}
+	m.checkUnused(p)
 	if p.blocked {
 		return // until settleLimits
 	}
@@ -126,8 +130,8 @@ func (m *machine) evictServer(p *pool, shares func(*pool) bool) bool {
 			continue
 		}
 		// Which end is the older one depends on server_round_robin.
-		for _, sv := range []*server{q.idle.head, q.idle.tail} {
-			if sv != nil && (oldest == nil || sv.since < oldest.since || sv.since == oldest.since && sv.id < oldest.id) {
+		for _, sv := range []*server{q.idle.head, q.idle.tail, q.used.head, q.used.tail} {
+			if sv != nil && (oldest == nil || sv.usedAt < oldest.usedAt || sv.usedAt == oldest.usedAt && sv.id < oldest.id) {
 				oldest = sv
 			}
 		}
@@ -142,10 +146,10 @@ func (m *machine) evictServer(p *pool, shares func(*pool) bool) bool {
 // tickSize closes servers above the pool's size, and opens some up to
 // min_pool_size (check_pool_size in PgBouncer's janitor.c).
 func (m *machine) tickSize(p *pool) {
-	for p.open() > p.size+p.reserve && p.idle.head != nil {
-		m.closeServer(p.idle.head, "too many servers in the pool")
+	for p.open() > p.size+p.reserve && (p.used.head != nil || p.idle.head != nil) {
+		m.closeServer(cmp.Or(p.used.head, p.idle.head), "too many servers in the pool")
 	}
-	if m.heir == nil && m.legacy == nil && p.dialing == 0 && p.live() < p.minSize && p.live() < p.size && (p.population() > 0 || p.db.User != "") &&
+	if m.heir == nil && m.legacy == nil && p.dialing == 0 && !p.paused && p.live() < p.minSize && p.live() < p.size && (p.population() > 0 || p.db.User != "") &&
 		m.now >= p.retryAt && !m.stopping && !m.dbFull(p) && !m.userFull(p) {
 		m.open(p)
 	}

@@ -184,7 +184,7 @@ func (m *machine) clientRests(cl *client) bool {
 // serverRests reports whether a server without a client can be handed over. Those
 // that clients who stay here need are kept.
 func (m *machine) serverRests(sv *server) bool {
-	return sv.state == serverIdle && sv.atEase() && !sv.tainted && sv.epoch == sv.pool.epoch && (sv.pool.staying == 0 || sv.pool.idle.n > min(sv.pool.staying, (sv.pool.size+1)/2))
+	return (sv.state == serverIdle || sv.state == serverUsed) && sv.atEase() && !sv.tainted && sv.epoch == sv.pool.epoch && (sv.pool.staying == 0 || sv.pool.idle.n > min(sv.pool.staying, (sv.pool.size+1)/2))
 }
 
 // pairRests reports whether a client can be handed over with the server that it
@@ -268,7 +268,7 @@ func (m *machine) carryServer(sv *server) carriedServer {
 		Database: carriedText(p.key.database), User: carriedText(p.key.user),
 		Host: carriedText(p.db.Host), Port: p.db.Port, DBName: carriedText(p.db.DBName),
 		Vars: carryVars(&sv.vars), HasUnnamed: sv.unnamedSeq != unnamedNone, Unreset: sv.unreset, Touched: sv.touched,
-		Opened: m.now - sv.openedAt,
+		Opened: m.now - sv.openedAt, Used: m.now - sv.usedAt,
 	}
 	for e := sv.prepared.used.tail; e != nil; e = e.lk.prev {
 		r.Prepared = append(r.Prepared, m.tellStmt(e.st))

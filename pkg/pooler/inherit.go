@@ -164,7 +164,7 @@ func (m *machine) inheritServer(r *carriedServer, db *Database, fd int) (*server
 	sv := &server{
 		pool: p, id: r.ID, key: pgwire.CancelKey{PID: r.PID, Secret: string(r.Secret)}, network: r.Network, addr: r.Addr,
 		local: r.Local, vars: v, status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now - r.Opened,
-		unreset: r.Unreset, touched: r.Touched, epoch: p.epoch,
+		unreset: r.Unreset, touched: r.Touched, epoch: p.epoch, usedAt: m.now - r.Used,
 	}
 	if r.HasUnnamed {
 		sv.unnamedSeq = unnamedUnknown
@@ -219,6 +219,9 @@ func (m *machine) arrived(cl *client, sv *server) {
 		m.atRest(sv)
 	case cl != nil:
 		m.moveClient(cl, clientIdle)
+	case len(m.limits.checkMsg) > 0 && m.now-sv.usedAt > m.limits.checkDelay:
+		m.moveServer(sv, serverUsed)
+		m.checkUnused(sv.pool)
 	default:
 		m.handOut(sv)
 	}

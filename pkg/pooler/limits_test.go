@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"cmp"
 	"log/slog"
 	"strings"
 	"testing"
@@ -71,14 +72,14 @@ func TestMinPoolSize(t *testing.T) {
 	if got := a.pool.live(); got != 3 {
 		t.Errorf("%d servers after the idle timeout, want 3", got)
 	}
-	w.m.closeServer(a.pool.idle.head, "test")
+	w.m.closeServer(cmp.Or(a.pool.idle.head, a.pool.used.head), "test")
 	w.pass(time.Second)
 	if got := a.pool.live(); got != 3 {
 		t.Errorf("%d servers after one was lost, want 3", got)
 	}
 	w.hangUp(&a.conn)
 	w.settle()
-	w.m.closeServer(a.pool.idle.head, "test")
+	w.m.closeServer(cmp.Or(a.pool.idle.head, a.pool.used.head), "test")
 	w.pass(time.Second)
 	if got := a.pool.live(); got != 2 {
 		t.Errorf("%d servers of a pool without clients, want 2", got)

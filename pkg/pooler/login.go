@@ -79,6 +79,9 @@ func (p *Pooler) logLogin(n *newcomer, database string) {
 // carried out. The requester's connection is open until then, so that it knows
 // when it can hit nothing else any more.
 func (p *Pooler) cancelClient(from netip.AddrPort, key pgwire.CancelKey) {
+	if p.cancelConsole(key) {
+		return
+	}
 	if !p.cancelHere(key) && !p.cancelThere(key, true, true) {
 		p.log.Debug("cancel request for nobody", "client", from)
 	}

@@ -44,11 +44,21 @@ type limits struct {
 	serverLifetime time.Duration
 	serverIdle     time.Duration
 	cancelWait     time.Duration
+	suspendTimeout time.Duration
 	statsPeriod    time.Duration
 	parting        time.Duration // for a client that took its leave to close
 	resetMsg       []byte        // the query that cleans a session for the next client; nil: none
 	resetAlways    bool          // it also runs where transactions are pooled
 	users          map[string]User
+	timeouts       Timeouts
+	waitNotify     time.Duration // after which a client is told that it waits; 0: never
+	checkMsg       []byte        // the query that checks a server before its use; nil: none
+	checkDelay     time.Duration // for servers that were not used for so long
+	poolIdle       time.Duration // after which an unused pool is forgotten; 0: never
+	autoIdle       time.Duration // one of a database that the entry * made; 0: never
+	roundRobin     bool          // servers are used in turn
+	noPQExec       bool          // simple queries are refused
+	maxPacket      int           // bytes of a client's message; 0: any number
 	reserveAfter   time.Duration // how long a client waits before its pool's reserve is used; 0: it is not
 	maxUser        int           // servers of a user, over all databases; 0: any number
 	maxUserClients int
@@ -85,11 +95,21 @@ func limitsOf(c *Config) limits {
 		serverLifetime: c.ServerLifetime,
 		serverIdle:     c.ServerIdleTimeout,
 		cancelWait:     c.CancelWaitTimeout,
+		suspendTimeout: c.SuspendTimeout,
 		statsPeriod:    c.StatsPeriod,
 		parting:        cmp.Or(c.parting, partingTimeout),
 		resetMsg:       queryMsg(c.ServerResetQuery),
 		resetAlways:    c.ServerResetQueryAlways,
 		users:          c.UserSettings,
+		timeouts:       c.Timeouts,
+		waitNotify:     c.QueryWaitNotify,
+		checkMsg:       checkMsg(c.ServerCheckQuery),
+		checkDelay:     c.ServerCheckDelay,
+		poolIdle:       c.PoolIdleTimeout,
+		autoIdle:       c.AutoDBIdleTimeout,
+		roundRobin:     c.ServerRoundRobin,
+		noPQExec:       c.DisablePQExec,
+		maxPacket:      c.MaxPacketSize,
 		reserveAfter:   c.ReservePoolTimeout,
 		maxUser:        c.MaxUserConnections,
 		maxUserClients: c.MaxUserClientConnections,
@@ -152,6 +172,15 @@ type machine struct {
 	spills [][]byte
 	one    [1][]byte
 
+	// What the console's commands have done: see pause.go and suspend.go.
+	marks         map[string]mark // by database
+	paused        bool            // all databases
+	watches       []watch
+	suspended     bool
+	clientsParked bool
+	suspendedAt   time.Duration
+	unloading     bool
+
 	// stopping: no transaction is begun any more; whoever ends one is told to
 	// go.
 	stopping bool
@@ -167,6 +196,7 @@ func newMachine(l limits, w world, log *slog.Logger) *machine {
 		world:    w,
 		log:      log,
 		pools:    make(map[poolKey]*pool),
+		marks:    make(map[string]mark),
 		dbUses:   make(usages),
 		userUses: make(usages),
 		byPID:    make(map[uint32]*client),
@@ -269,6 +299,10 @@ func (m *machine) addClient(n newcomer) *client {
 	switch {
 	case m.stopping:
 		m.refuseClient(cl, refusedShutdown, errShutdown)
+	case m.unloading:
+		m.refuseClient(cl, refusedShutdown, errShuttingDown)
+	case m.marks[p.key.database].disabled:
+		m.refuseClient(cl, refusedDisabled, errDisabled(p.key.database))
 	case p.db.MaxClientConnections > 0 && p.dbUse.clients > p.db.MaxClientConnections:
 		m.refuseClient(cl, refusedDBClients, errDBClients)
 	case m.userClientsFull(cl):

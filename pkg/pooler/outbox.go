@@ -1,7 +1,6 @@
 package pooler
 
 import (
-	"context"
 	"sync"
 	"time"
 )
@@ -67,45 +66,16 @@ func (o *outbox) close() {
 	o.cond.Signal()
 }
 
-// gate lets goroutines wait while somebody else accepts.
-type gate struct {
-	mu     sync.Mutex
-	closed chan struct{} // nil: open
-}
-
-// wait waits until the gate is open, and reports false if the context ends first.
-func (g *gate) wait(ctx context.Context) bool {
-	g.mu.Lock()
-	ch := g.closed
-	g.mu.Unlock()
-	if ch == nil {
-		return true
-	}
-	select {
-	case <-ch:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
 // pauseAccepting leaves new connections to the heir. The sockets stay open, in
 // case that it goes away.
 func (p *Pooler) pauseAccepting() {
-	p.accepting.mu.Lock()
-	p.accepting.closed = make(chan struct{})
-	p.accepting.mu.Unlock()
+	p.accepting.close()
 	p.setAcceptDeadlines(time.Unix(1, 0))
 }
 
 func (p *Pooler) resumeAccepting() {
 	p.setAcceptDeadlines(time.Time{})
-	p.accepting.mu.Lock()
-	defer p.accepting.mu.Unlock()
-	if p.accepting.closed != nil {
-		close(p.accepting.closed)
-		p.accepting.closed = nil
-	}
+	p.accepting.open()
 }
 
 func (p *Pooler) setAcceptDeadlines(t time.Time) {

@@ -25,9 +25,13 @@ type pool struct {
 	// minSize servers are kept open, reserve more opened for clients that have
 	// waited long.
 	minSize, reserve int
+	lifetime         time.Duration
+	unusedAt         time.Duration // when it was last seen with clients or servers
 	dbUse, userUse   *usage
 	blocked          bool // by a limit that it shares with other pools
+	removed          bool // its database is no more
 	yield            bool // the next server that is free is closed in another pool's favour
+	paused           bool // by the console: no server for anybody
 	// resets: a server is cleaned by a query before the next client gets it.
 	resets bool
 
@@ -38,7 +42,8 @@ type pool struct {
 	elsewhere int
 	staying   int // clients that the process which takes over does not want
 
-	idle     list[server] // most recently used first
+	idle     list[server] // most recently used first, with server_round_robin last
+	used     list[server] // idle, and to be checked before the next use
 	waiting  list[client] // first come, first served
 	greeting list[client]
 
@@ -92,6 +97,8 @@ func (m *machine) poolFor(db *Database, user string) *pool {
 	p := &pool{
 		key: key, db: db,
 		idle:     list[server]{at: serverLink},
+		used:     list[server]{at: serverLink},
+		unusedAt: m.now,
 		waiting:  list[client]{at: clientLink},
 		greeting: list[client]{at: clientLink},
 	}
@@ -106,14 +113,14 @@ func (p *pool) open() int { return p.live() + p.dialing + p.elsewhere }
 
 // live returns the number of servers that are logged in.
 func (p *pool) live() int {
-	return p.servers[serverIdle] + p.servers[serverActive] + p.servers[serverSettling] + p.servers[serverTesting] + p.servers[serverHeld] +
-		p.servers[serverLeaving]
+	return p.servers[serverIdle] + p.servers[serverUsed] + p.servers[serverActive] + p.servers[serverSettling] + p.servers[serverTesting] +
+		p.servers[serverHeld] + p.servers[serverLeaving]
 }
 
 // failing reports whether the pool has no server and the database refuses to
 // give it one.
 func (p *pool) failing(now time.Duration) bool {
-	return p.failure != nil && p.lasting && p.live() == 0 && now < p.retryAt
+	return p.failure != nil && p.lasting && p.live() == 0 && now < p.retryAt && !p.paused
 }
 
 // cachedFailure is what a client is told while logins are not tried again.
@@ -141,7 +148,7 @@ func (m *machine) addServer(p *pool, n loggedIn) *server {
 	p.params = n.params
 	sv := &server{
 		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, local: n.local, vars: n.params.vars(),
-		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now, epoch: n.epoch,
+		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now, usedAt: m.now, epoch: n.epoch,
 	}
 	sv.sv = sv
 	m.enter(&sv.conn, n.fd)
@@ -172,7 +179,7 @@ func (m *machine) loginFailed(p *pool, e *pgwire.Error, lasting bool) {
 		m.log.Warn("failed to log in to server", "database", p.key.database, "user", p.key.user,
 			"error", e.Message, "code", e.Code, "retry_in", wait)
 	}
-	if !lasting || p.live() > 0 {
+	if !lasting || p.live() > 0 || p.paused {
 		return
 	}
 	told := pgwire.NewError(pgwire.SeverityFatal, e.Code, e.Message)
@@ -233,7 +240,7 @@ func (m *machine) link(cl *client, sv *server) {
 	sv.client, cl.server = cl, sv
 	sv.touched, sv.stalled, sv.lastType = false, false, 0
 	sv.unreset = cl.pool.resets || cl.mode == PoolSession && len(m.limits.resetMsg) > 0
-	cl.linkedAt, cl.cancelWanted = m.now, false
+	cl.linkedAt, cl.cancelWanted, cl.waitNotified = m.now, false, false
 	if sv.vars == cl.vars {
 		m.moveClient(cl, clientActive)
 		return
@@ -303,10 +310,12 @@ func (m *machine) handOut(sv *server) {
 		m.closeServer(sv, "server connection closed")
 	case m.stopping:
 		m.closeServer(sv, "shutting down")
-	case sv.touched && m.now-sv.openedAt >= m.limits.serverLifetime:
+	case sv.touched && m.now-sv.openedAt >= p.lifetime:
 		m.closeServer(sv, "server lifetime over")
 	case sv.epoch != p.epoch:
 		m.closeServer(sv, reasonReconfigured)
+	case p.paused:
+		m.closeServer(sv, reasonPaused)
 	case sv.unreset && len(m.limits.resetMsg) > 0:
 		sv.unreset = false
 		m.test(sv, m.limits.resetMsg, resetFailed)
@@ -321,6 +330,9 @@ func (m *machine) handOut(sv *server) {
 		}
 	default:
 		sv.expects.shrink()
+		if sv.state != serverTesting {
+			sv.usedAt = m.now
+		}
 		m.moveServer(sv, serverIdle)
 		m.freed = true
 	}
@@ -355,6 +367,7 @@ func (m *machine) serverGone(sv *server, reason string) {
 	if !m.blocked { // else others may have waited longer, see settleLimits
 		m.grow(sv.pool)
 	}
+	m.lookAround()
 }
 
 // forgetServer closes a server's descriptor, and nothing more.

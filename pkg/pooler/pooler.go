@@ -22,8 +22,8 @@ type Pooler struct {
 	log       *slog.Logger
 	loop      *loop
 	listeners []net.Listener
-	dialer    net.Dialer
 
+	gate     gate
 	ids      atomic.Uint64 // given to connections
 	consoles consoles
 
@@ -55,7 +55,7 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pooler{log: log, dialer: net.Dialer{KeepAliveConfig: keepAlive}, done: make(chan struct{})}
+	p := &Pooler{log: log, done: make(chan struct{})}
 	p.inForce.Store(s)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.late, p.lateEnd = context.WithCancel(context.Background())
@@ -89,15 +89,13 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 	return p, nil
 }
 
-// keepAlive finds a peer that vanished without a word within two minutes.
-var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4}
-
 func (p *Pooler) listen(addr string) (net.Listener, error) {
-	lc := net.ListenConfig{KeepAliveConfig: keepAlive}
-	lc.SetMultipathTCP(false) // on by default since Go 1.24, and not wanted here
+	lc := net.ListenConfig{KeepAlive: -1} // serve sets it
+	lc.SetMultipathTCP(false)             // on by default since Go 1.24, and not wanted here
 	lc.Control = func(network, address string, rc syscall.RawConn) (err error) {
+		err = p.conf().TCP.listenControl(network, address, rc)
 		if p.conf().ReusePort {
-			err = setReusePort(network, address, rc)
+			err = errors.Join(err, setReusePort(network, address, rc))
 		}
 		if len(p.conf().TrustedBalancers) > 0 {
 			err = errors.Join(err, setSaveSYN(network, address, rc))
@@ -166,11 +164,17 @@ func (p *Pooler) Run(ctx context.Context) error {
 }
 
 // stop begins the end.
-func (p *Pooler) stop() {
+func (p *Pooler) stop() { p.stopAfter(p.conf().ShutdownTimeout) }
+
+// stopAfter begins it, with so much time for transactions.
+func (p *Pooler) stopAfter(limit time.Duration) {
 	p.closeListeners()
 	p.cancel() // logins under way
 	p.loop.post(func() {
-		p.stopAt = time.Now().Add(p.conf().ShutdownTimeout)
+		p.stopAt = time.Now().Add(limit)
+		if p.loop.m.suspended {
+			p.resume()
+		}
 		p.loop.m.stop()
 		p.tick()
 	})

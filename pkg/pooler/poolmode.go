@@ -3,6 +3,7 @@ package pooler
 import (
 	"cmp"
 	"fmt"
+	"time"
 
 	"github.com/pgsteer/pgsteer/pkg/pgwire"
 )
@@ -44,6 +45,8 @@ type User struct {
 	// MaxConnections and MaxClientConnections are 0 for the Config's.
 	MaxConnections       int // of its servers, over all databases
 	MaxClientConnections int
+	Timeouts             Timeouts
+	QueryWaitTimeout     time.Duration // 0: the database's, negative: none
 }
 
 // configure gives a pool its settings: the user's, else the database's, which
@@ -60,6 +63,8 @@ func (m *machine) configure(p *pool) {
 	if p.mode == PoolInherit {
 		p.mode = PoolTransaction
 	}
+	p.paused = m.pausing(p)
+	p.lifetime = cmp.Or(p.db.ServerLifetime, m.limits.serverLifetime)
 	p.resets = len(m.limits.resetMsg) > 0 && (p.mode == PoolSession || m.limits.resetAlways)
 }
 

@@ -188,6 +188,8 @@ func randomRun(t *testing.T, seed uint64) {
 		l.resetAlways = r.IntN(5) == 0
 		l.maxUser = r.IntN(3)
 		l.reserveAfter = 100 * time.Millisecond
+		l.checkDelay = time.Duration(r.IntN(3)) * tickInterval
+		l.roundRobin = r.IntN(2) == 0
 	})
 	db := database("d", 1+r.IntN(3))
 	db.PoolMode = []PoolMode{PoolTransaction, PoolTransaction, PoolSession, PoolStatement}[r.IntN(4)]
@@ -303,7 +305,7 @@ func finish(t *testing.T, w *fakeWorld, r *rand.Rand, actors []*actor, seed uint
 	}
 	for _, c := range w.order {
 		if c.sv != nil && !c.dropped {
-			if c.sv.state != serverIdle || !w.peers[c].be.clean() {
+			if c.sv.state != serverIdle && c.sv.state != serverUsed || !w.peers[c].be.clean() {
 				t.Fatalf("seed %d: server in state %d, session clean: %v", seed, c.sv.state, w.peers[c].be.clean())
 			}
 		}

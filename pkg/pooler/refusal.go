@@ -19,15 +19,19 @@ const (
 	refusedServerLost                  // its server died in its transaction
 	refusedShutdown                    // the pooler stops
 	refusedStatement                   // a transaction in statement pooling
+	refusedTimeout                     // query, transaction and idle timeouts
 	refusedDBClients                   // max_db_client_connections
 	refusedUserClients                 // max_user_client_connections
 	refusedConsole                     // neither admin nor stats user, or too many of them
+	refusedDisabled                    // the database takes no clients (DISABLE)
+	refusedKilled                      // by KILL_CLIENT
 	numRefusals
 )
 
 var refusalNames = [numRefusals]string{
 	"startup", "auth", "login_timeout", "max_client_conn", "no_database", "startup_parameter",
-	"server_login", "query_wait_timeout", "protocol", "memory", "server_lost", "shutdown", "statement_pooling", "max_db_client_connections", "max_user_client_connections", "console",
+	"server_login", "query_wait_timeout", "protocol", "memory", "server_lost", "shutdown", "statement_pooling", "timeout", "max_db_client_connections", "max_user_client_connections", "console",
+	"disabled", "killed",
 }
 
 // String returns the name under which the refusal is counted.

@@ -45,6 +45,7 @@ func (p *Pooler) reload(c Config) error {
 func (c *Config) keepFixed(old *Config) (changed []string) {
 	c.Listen, c.Backlog, c.ReusePort, c.TrustedBalancers = old.Listen, old.Backlog, old.ReusePort, old.TrustedBalancers
 	c.ControlSocket, c.TakeOver = old.ControlSocket, old.TakeOver
+	c.TCP.DeferAccept, c.TCP.Buffer = old.TCP.DeferAccept, old.TCP.Buffer
 	c.AuthSeed, c.Version, c.parting = old.AuthSeed, old.Version, old.parting
 	c.Reread, c.Change = old.Reread, old.Change
 	was := make(map[string]string, len(old.Settings))
@@ -69,7 +70,7 @@ func (d *Database) sameServers(e *Database) bool {
 	a, b := *d, *e
 	for _, db := range []*Database{&a, &b} {
 		db.PoolSize, db.MinPoolSize, db.ReservePoolSize, db.MaxConnections, db.MaxClientConnections = 0, 0, 0, 0, 0
-		db.PoolMode, db.auto = 0, false
+		db.PoolMode, db.auto, db.ServerLifetime, db.QueryWaitTimeout = 0, false, 0, 0
 		db.Secret = pgwire.Secret{} // as in PgBouncer: it is for the next login
 	}
 	return reflect.DeepEqual(a, b)
@@ -84,6 +85,11 @@ var errDatabaseRemoved = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtoc
 // name, or returns nil.
 func (m *machine) reconfigure(l limits, database func(name string) *Database) {
 	m.limits = l
+	for name := range m.marks {
+		if database(name) == nil {
+			delete(m.marks, name)
+		}
+	}
 	for _, p := range m.pools {
 		db := database(p.key.database)
 		switch {
@@ -108,7 +114,7 @@ func (m *machine) reconfigure(l limits, database func(name string) *Database) {
 // database forces goes on for the new one.
 func (m *machine) follow(p *pool, db *Database) {
 	forced := p.db.User
-	p.db = db
+	p.db, p.removed = db, false
 	if forced == "" || db.User == "" || db.User == p.key.user || p.key.user != forced {
 		return
 	}
@@ -136,8 +142,10 @@ func (m *machine) replaceServers(p *pool) {
 
 // closeIdle closes the servers that are free.
 func (m *machine) closeIdle(p *pool, why string) {
-	for p.idle.head != nil {
-		m.closeServer(p.idle.head, why)
+	for _, l := range []*list[server]{&p.used, &p.idle} {
+		for l.head != nil {
+			m.closeServer(l.head, why)
+		}
 	}
 }
 
@@ -145,7 +153,7 @@ func (m *machine) closeIdle(p *pool, why string) {
 func (m *machine) removeDatabase(p *pool) {
 	m.log.Warn("dropping database as it does not exist anymore", "database", p.key.database, "user", p.key.user)
 	p.epoch++
-	p.db.auto = true // the pool goes when the last of them has gone
+	p.db.auto, p.removed = true, true // the pool goes when the last of them has gone
 	m.closeIdle(p, errDatabaseRemoved.Message)
 	for _, c := range m.slots {
 		if c != nil && c.cl != nil && c.cl.pool == p {

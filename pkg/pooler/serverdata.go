@@ -116,7 +116,7 @@ func (m *machine) serverMessage(sv *server, b []byte) (used, need int) {
 		m.relay(sv, typ, b[:n], visible)
 	case pgwire.MsgErrorResponse:
 		m.serverError(sv, b[:n], whole)
-		if sv.tainted && sv.state == serverIdle {
+		if sv.tainted && (sv.state == serverIdle || sv.state == serverUsed) {
 			m.closeServer(sv, "server is going")
 		}
 	case pgwire.MsgReadyForQuery:

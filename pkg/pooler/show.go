@@ -82,7 +82,7 @@ func (s *console) poolRow(r *poolRow, mode string) {
 		r.cancels,
 		r.held,
 		r.ServersIdle,
-		0, // an idle server is not checked before it is used
+		r.ServersUsed,
 		r.ServersSettling - r.held + r.ServersTesting,
 		r.ServersLogin,
 		int(r.MaxWait / time.Second),
@@ -102,6 +102,7 @@ var databaseColumns = columns("ssissiiiissiiiiii", `name host port database forc
 // databaseRow is a database and what its pools sum up to.
 type databaseRow struct {
 	db               *Database
+	mark             mark
 	servers, clients int
 }
 
@@ -128,8 +129,9 @@ func (s *console) databases() error {
 // clients found by the fallback.
 func (p *Pooler) databaseRows(pools []poolRow) map[string]*databaseRow {
 	byName := make(map[string]*databaseRow)
-	for name := range p.conf().Databases {
-		byName[name] = &databaseRow{db: p.conf().database(name)}
+	conf := p.conf()
+	for name := range conf.Databases {
+		byName[name] = &databaseRow{db: conf.database(name)}
 	}
 	for i := range pools {
 		r := &pools[i]
@@ -141,6 +143,16 @@ func (p *Pooler) databaseRows(pools []poolRow) map[string]*databaseRow {
 		row.servers += r.servers()
 		row.clients += r.ClientsActive + r.ClientsIdle + r.ClientsLogin + r.ClientsWaiting
 	}
+	p.ask(func(m *machine) {
+		for name, k := range m.marks {
+			if db := conf.database(name); byName[name] == nil && db != nil {
+				byName[name] = &databaseRow{db: db}
+			}
+			if row := byName[name]; row != nil {
+				row.mark = k
+			}
+		}
+	})
 	return byName
 }
 
@@ -154,10 +166,10 @@ func (s *console) databaseRow(r *databaseRow, mode string) {
 	s.rows.Int(int64(r.db.PoolSize))
 	s.rows.Int(int64(max(r.db.MinPoolSize, 0)))
 	s.rows.Int(int64(max(r.db.ReservePoolSize, 0)))
-	s.rows.Int(int64(s.p.conf().ServerLifetime / time.Second))
+	s.rows.Int(int64(cmp.Or(r.db.ServerLifetime, s.p.conf().ServerLifetime) / time.Second))
 	s.textOrNull(mode)
 	s.rows.Null()
-	for _, n := range []int{max(r.db.MaxConnections, 0), r.servers, max(r.db.MaxClientConnections, 0), r.clients, 0, 0} {
+	for _, n := range []int{max(r.db.MaxConnections, 0), r.servers, max(r.db.MaxClientConnections, 0), r.clients, oneIf(r.mark.paused), oneIf(r.mark.disabled)} {
 		s.rows.Int(int64(n))
 	}
 	s.endRow()
@@ -275,14 +287,24 @@ func (s *console) config() error {
 		s.rows.Text(c.Name)
 		s.rows.Text(c.Value)
 		s.rows.Text(c.Default)
-		if c.Fixed {
-			s.rows.Text("no")
-		} else {
-			s.rows.Text("yes")
-		}
+		s.rows.Text(yesNo(!c.Fixed))
 		s.endRow()
 	}
 	return nil
+}
+
+func oneIf(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
 }
 
 var versionColumns = columns("s", "version")
@@ -298,8 +320,14 @@ func (s *console) version() error {
 var stateColumns = columns("ss", "key value")
 
 func (s *console) state() error {
+	var paused, suspended bool
+	if !s.p.ask(func(m *machine) { paused, suspended = m.paused, m.suspended }) {
+		return errShutdown
+	}
 	s.header(stateColumns)
-	for _, kv := range [][2]string{{"active", "yes"}, {"paused", "no"}, {"suspended", "no"}} {
+	for _, kv := range [][2]string{
+		{"active", yesNo(!paused && !suspended)}, {"paused", yesNo(paused)}, {"suspended", yesNo(suspended)},
+	} {
 		s.rows.Begin()
 		s.rows.Text(kv[0])
 		s.rows.Text(kv[1])

@@ -34,6 +34,7 @@ type PoolSnapshot struct {
 
 	ServersActive   int // with a client
 	ServersIdle     int
+	ServersUsed     int // idle, to be checked before the next use
 	ServersLogin    int // being logged in
 	ServersTesting  int // being cleaned or checked by a query of the configuration
 	ServersSettling int // being cleaned after a client that went away, or held for a cancel request
@@ -47,7 +48,7 @@ type PoolSnapshot struct {
 // servers returns how many servers there are, those that are being logged in
 // among them.
 func (s *PoolSnapshot) servers() int {
-	return s.ServersActive + s.ServersIdle + s.ServersLogin + s.ServersTesting + s.ServersSettling
+	return s.ServersActive + s.ServersIdle + s.ServersUsed + s.ServersLogin + s.ServersTesting + s.ServersSettling
 }
 
 // snapshot describes the machine.
@@ -80,6 +81,7 @@ func (m *machine) poolSnapshot(p *pool) PoolSnapshot {
 		ClientsLogin:    p.clients[clientGreeting],
 		ServersActive:   p.servers[serverActive],
 		ServersIdle:     p.servers[serverIdle],
+		ServersUsed:     p.servers[serverUsed],
 		ServersLogin:    p.dialing,
 		ServersTesting:  p.servers[serverTesting],
 		ServersSettling: p.servers[serverSettling] + p.servers[serverHeld],

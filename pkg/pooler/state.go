@@ -32,6 +32,7 @@ const (
 	serverIdle                 // clean and free
 	serverActive               // a client has it
 	serverSettling             // its client went away in the middle: it is being cleaned
+	serverUsed                 // clean and free, but to be checked before its next use
 	serverTesting              // it runs a query of the configuration, to be cleaned or checked
 	serverHeld                 // clean, but a cancel request for its last client is still on its way
 	serverLeaving              // on its way to the process that takes over
@@ -80,6 +81,8 @@ type client struct {
 	stays bool
 	// cancelWanted: cancelled while its server was being given parameters.
 	cancelWanted bool
+	// waitNotified: it has been told that it waits.
+	waitNotified bool
 
 	connectedAt time.Duration
 	requestedAt time.Duration // when its last query was sent on; 0: never
@@ -94,7 +97,7 @@ type server struct {
 	conn
 	state serverState
 	pool  *pool
-	lk    link[server] // in pool.idle, machine.settling or machine.testing
+	lk    link[server] // in pool.idle, pool.used, machine.settling or machine.testing
 
 	client *client // in state active
 
@@ -140,6 +143,7 @@ type server struct {
 	unreset  bool          // to be cleaned by the reset query before anybody else gets it
 
 	openedAt time.Duration
+	usedAt   time.Duration // when a client last left it
 	since    time.Duration // of the present state
 	busyAt   time.Duration // since when answers are due
 }
@@ -194,7 +198,7 @@ func (m *machine) moveServer(sv *server, to serverState) {
 		m.note(&sv.conn)
 	}
 	if l := m.serverList(p, to); l != nil {
-		if to == serverTesting {
+		if to == serverTesting || to == serverIdle && m.limits.roundRobin {
 			l.pushBack(sv) // who has been tested longest is first
 			return
 		}
@@ -208,6 +212,8 @@ func (m *machine) serverList(p *pool, s serverState) *list[server] {
 	switch s {
 	case serverIdle:
 		return &p.idle
+	case serverUsed:
+		return &p.used
 	case serverSettling:
 		return &m.settling
 	case serverTesting:

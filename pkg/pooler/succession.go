@@ -104,14 +104,13 @@ func closeAll(fds []int) {
 // inheritedListener is a listening socket that somebody else has opened.
 type inheritedListener struct{ *net.TCPListener }
 
-// Accept accepts a connection with our keepalive settings: those of a listener
-// are lost with its file.
+// Accept leaves the keepalive settings to serve, as our own listeners do.
 func (l inheritedListener) Accept() (net.Conn, error) {
 	conn, err := l.AcceptTCP()
 	if err != nil {
 		return nil, err
 	}
-	if err := conn.SetKeepAliveConfig(keepAlive); err != nil {
+	if err := conn.SetKeepAlive(false); err != nil { // serve sets it
 		// Its peer is gone, which the first read shows.
 		return conn, nil
 	}

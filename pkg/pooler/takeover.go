@@ -119,9 +119,7 @@ func (p *Pooler) serveControl() {
 			}
 			var ne net.Error
 			if errors.As(err, &ne) && ne.Timeout() { // paused: the heir accepts
-				if !p.accepting.wait(p.ctx) {
-					return
-				}
+				p.accepting.wait(p.ctx)
 				continue
 			}
 			p.log.Error("failed to accept on control socket", "error", err)
@@ -180,6 +178,10 @@ func (p *Pooler) makeOffer(c *control, body []byte) error {
 	if err := decodeCarried(body, &hello); err != nil {
 		return err
 	}
+	standing := false
+	if !p.ask(func(m *machine) { standing = m.paused || m.suspended || len(m.marks) > 0 }) {
+		return errShutdown
+	}
 	s := &p.succession
 	reply := carriedHello{Version: carryVersion, PID: os.Getpid(), Release: p.conf().Version, Generation: s.generation, NextID: p.ids.Load()}
 	s.mu.Lock()
@@ -190,6 +192,8 @@ func (p *Pooler) makeOffer(c *control, body []byte) error {
 			hello.Version, p.conf().Version, carryVersion)
 	case s.heir != nil:
 		reply.Refused = "another takeover is under way"
+	case standing:
+		reply.Refused = "it is paused or suspended, or has databases that are paused or disabled"
 	case p.ctx.Err() != nil:
 		reply.Refused = "it is shutting down"
 	}

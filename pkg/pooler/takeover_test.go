@@ -366,11 +366,11 @@ func TestHandoverKnowsAllState(t *testing.T) {
 		known string
 	}{
 		{client{}, `conn state pool lk server id key protocol login use mode renames addr local vars varsSet held heldEnd names
-			unnamed unnamedSeq refused stays cancelWanted connectedAt requestedAt since linkedAt`},
+			unnamed unnamedSeq refused waitNotified stays cancelWanted connectedAt requestedAt since linkedAt`},
 		{server{}, `conn state pool lk client id key network addr local vars epoch expects flight skipping copyIn stalled tainted
 			touched status lastType prepared unnamedSeq flightNo unnamedFlight cancels cancelled cut graceful rolledBack setError
-			testing unreset openedAt since busyAt`},
-		{conn{}, `slot gen fd cl sv readable ended broken writable queued dirty dropped noted in out spill bye`},
+			testing unreset openedAt since usedAt busyAt`},
+		{conn{}, `slot gen fd cl sv readable ended broken writable queued dirty dropped noted parked in out spill bye`},
 		{framer{}, `gather want left drop small`},
 	} {
 		known := strings.Fields(x.known)

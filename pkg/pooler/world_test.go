@@ -42,6 +42,7 @@ func newFakeWorld(t *testing.T, change func(*limits)) *fakeWorld {
 	w := &fakeWorld{t: t, peers: make(map[*conn]*peer)}
 	config := DefaultConfig()
 	l := limitsOf(&config)
+	l.waitNotify = 0 // it would stand among the answers
 	if change != nil {
 		change(&l)
 	}

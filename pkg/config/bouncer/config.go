@@ -72,6 +72,28 @@ type Config struct {
 
 	MaxPreparedStatements int // per server; 0 turns the tracking off
 
+	ServerRoundRobin bool
+	ServerCheckQuery string // "" is none, "<empty>" the empty one
+	ServerCheckDelay time.Duration
+	DisablePQExec    bool
+	MaxPacketSize    int
+
+	QueryTimeout           time.Duration
+	IdleTransactionTimeout time.Duration
+	TransactionTimeout     time.Duration
+	ClientIdleTimeout      time.Duration
+	QueryWaitNotify        time.Duration
+	PoolIdleTimeout        time.Duration
+	AutoDBIdleTimeout      time.Duration
+
+	TCPDeferAccept  bool
+	TCPKeepAlive    bool
+	TCPKeepCount    int // this and the following: 0 is for the default
+	TCPKeepIdle     time.Duration
+	TCPKeepInterval time.Duration
+	TCPUserTimeout  time.Duration
+	TCPSocketBuffer int
+
 	ServerConnectTimeout time.Duration // never 0
 	ServerLoginRetry     time.Duration // wait after a failed login
 	ServerLifetime       time.Duration // 0: a server is used once
@@ -79,6 +101,7 @@ type Config struct {
 	QueryWaitTimeout     time.Duration
 	ClientLoginTimeout   time.Duration
 	CancelWaitTimeout    time.Duration // never 0
+	SuspendTimeout       time.Duration
 
 	IgnoreStartupParameters []string // names in lower case
 	ApplicationNameAddHost  bool
@@ -115,6 +138,8 @@ type Database struct {
 	MinPoolSize, ReservePoolSize int
 	// Limits; 0 is for the Config's.
 	MaxConnections, MaxClientConnections int
+	ServerLifetime                       time.Duration // 0 is for the Config's
+	QueryWaitTimeout                     time.Duration // 0 is for the Config's, -1 for none
 }
 
 // UserSetting is an entry of [users]: what is special about a user.
@@ -126,6 +151,9 @@ type UserSetting struct {
 	ReservePoolSize int
 	// Limits; 0 is for those of [pgbouncer].
 	MaxConnections, MaxClientConnections int
+	QueryWaitTimeout                     time.Duration // 0 is for the database's, -1 for none
+	// Timeouts; 0 is for those of [pgbouncer].
+	QueryTimeout, IdleTransactionTimeout, TransactionTimeout, ClientIdleTimeout time.Duration
 }
 
 // User is a line of the user list.
@@ -165,6 +193,12 @@ func defaults() Config {
 		AuthType:              AuthMD5,
 		PoolMode:              "session",
 		ReservePoolTimeout:    5 * time.Second,
+		ServerCheckQuery:      "<empty>",
+		ServerCheckDelay:      30 * time.Second,
+		MaxPacketSize:         maxInt32,
+		QueryWaitNotify:       5 * time.Second,
+		AutoDBIdleTimeout:     time.Hour,
+		TCPKeepAlive:          true,
 		ServerResetQuery:      "DISCARD ALL",
 		DefaultPoolSize:       20,
 		MaxClientConn:         100,
@@ -176,6 +210,7 @@ func defaults() Config {
 		QueryWaitTimeout:      2 * time.Minute,
 		ClientLoginTimeout:    time.Minute,
 		CancelWaitTimeout:     10 * time.Second,
+		SuspendTimeout:        10 * time.Second,
 		StatsPeriod:           time.Minute,
 		LogConnections:        true,
 		LogDisconnections:     true,

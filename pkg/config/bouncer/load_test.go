@@ -38,8 +38,17 @@ func TestLoadGood(t *testing.T) {
 		AuthType:      AuthSCRAM,
 		AuthFile:      "testdata/good.txt",
 		PoolMode:      "transaction",
-		UserSettings:  []UserSetting{{Name: "alice", PoolMode: "transaction", PoolSize: 3, ReservePoolSize: 2, MaxConnections: 9, MaxClientConnections: 8}},
-		MinPoolSize:   1, ReservePoolSize: 2, ReservePoolTimeout: 3 * time.Second, MaxDBConnections: 11, MaxDBClientConnections: 12, MaxUserConnections: 13, MaxUserClientConnections: 14,
+		UserSettings: []UserSetting{{
+			Name: "alice", PoolMode: "transaction", PoolSize: 3, ReservePoolSize: 2, MaxConnections: 9, MaxClientConnections: 8,
+			QueryWaitTimeout: -1, QueryTimeout: time.Second, IdleTransactionTimeout: 2 * time.Second,
+			TransactionTimeout: 3 * time.Second, ClientIdleTimeout: 4 * time.Second,
+		}},
+		ServerRoundRobin: true, ServerCheckQuery: "select 1", ServerCheckDelay: 31 * time.Second, DisablePQExec: true, MaxPacketSize: 2048,
+		QueryTimeout: 21 * time.Second, IdleTransactionTimeout: 22 * time.Second, TransactionTimeout: 23 * time.Second,
+		ClientIdleTimeout: 24 * time.Second, QueryWaitNotify: 25 * time.Second, PoolIdleTimeout: 26 * time.Second,
+		AutoDBIdleTimeout: 27 * time.Second, TCPDeferAccept: true, TCPKeepCount: 28, TCPKeepIdle: 29 * time.Second,
+		TCPKeepInterval: 30 * time.Second, TCPUserTimeout: 31 * time.Millisecond, TCPSocketBuffer: 32,
+		MinPoolSize: 1, ReservePoolSize: 2, ReservePoolTimeout: 3 * time.Second, MaxDBConnections: 11, MaxDBClientConnections: 12, MaxUserConnections: 13, MaxUserClientConnections: 14,
 		ServerResetQueryAlways: true,
 		DefaultPoolSize:        70,
 		MaxClientConn:          4000,
@@ -51,6 +60,7 @@ func TestLoadGood(t *testing.T) {
 		QueryWaitTimeout:       1500 * time.Millisecond,
 		ClientLoginTimeout:     time.Minute,
 		CancelWaitTimeout:      10 * time.Second,
+		SuspendTimeout:         10 * time.Second,
 		StatsPeriod:            30 * time.Second,
 		AdminUsers:             []string{"app", "postgres"},
 		StatsUsers:             []string{"new"},
@@ -68,7 +78,7 @@ func TestLoadGood(t *testing.T) {
 			{"nobody", ""},
 		},
 		Databases: []Database{
-			{Name: "app", Host: "192.168.1.6", Port: 5432, DBName: "production", PoolSize: 70, MinPoolSize: -1, ReservePoolSize: 4, MaxConnections: 5, MaxClientConnections: 6},
+			{Name: "app", Host: "192.168.1.6", Port: 5432, DBName: "production", PoolSize: 70, MinPoolSize: -1, ReservePoolSize: 4, MaxConnections: 5, MaxClientConnections: 6, ServerLifetime: time.Minute, QueryWaitTimeout: -1},
 			{Name: "two words", Host: "db.example.net", Port: 5432, DBName: "two words", User: "forced", Password: "it's = secret", PoolSize: 5},
 			{Name: "reports", Host: "/run/postgresql", Port: 5432, DBName: "reports", PoolSize: 70, PoolMode: "transaction", ReservePoolSize: -1},
 		},
@@ -81,7 +91,7 @@ func TestLoadGood(t *testing.T) {
 	}
 	for _, want := range []Setting{
 		{"admin_users", "app, postgres", ""}, {"max_client_conn", "4000", "100"}, {"query_wait_timeout", "1500ms", "120"},
-		{"listen_port", "6432", "6432"}, {"auth_type", "SCRAM-SHA-256", "md5"}, {"query_timeout", "0", "0"},
+		{"listen_port", "6432", "6432"}, {"auth_type", "SCRAM-SHA-256", "md5"}, {"query_timeout", "21", "0"},
 		{"server_tls_sslmode", "disable", "disable"}, {"max_user_connections", "13", "0"}, {"server_connect_timeout", "15", "15"},
 	} {
 		if !slices.Contains(settings, want) {
@@ -123,12 +133,14 @@ func TestLoadDefaults(t *testing.T) {
 	want := Config{
 		ListenAddr: []string{"*"}, ListenPort: 6432, ListenBacklog: 128,
 		AuthType: AuthMD5, AuthFile: users, Users: []User{{"a", "b"}},
-		PoolMode: "session", ReservePoolTimeout: 5 * time.Second, ServerResetQuery: "DISCARD ALL",
+		PoolMode: "session", ReservePoolTimeout: 5 * time.Second,
+		ServerCheckQuery: "<empty>", ServerCheckDelay: 30 * time.Second, MaxPacketSize: 2147483647,
+		QueryWaitNotify: 5 * time.Second, AutoDBIdleTimeout: 3600 * time.Second, TCPKeepAlive: true, ServerResetQuery: "DISCARD ALL",
 		DefaultPoolSize: 20, MaxClientConn: 100, MaxPreparedStatements: 200,
 		ServerConnectTimeout: 15 * time.Second, ServerLoginRetry: 15 * time.Second,
 		ServerLifetime: 3600 * time.Second, ServerIdleTimeout: 600 * time.Second,
 		QueryWaitTimeout: 120 * time.Second, ClientLoginTimeout: 60 * time.Second,
-		CancelWaitTimeout: 10 * time.Second, StatsPeriod: 60 * time.Second,
+		CancelWaitTimeout: 10 * time.Second, SuspendTimeout: 10 * time.Second, StatsPeriod: 60 * time.Second,
 		LogConnections: true, LogDisconnections: true, LogPoolerErrors: true,
 		Databases: []Database{{Name: "d", Host: "h", Port: 5432, DBName: "d", PoolSize: 20}},
 	}

@@ -75,6 +75,11 @@ const (
 	maxClients = 1 << 20
 	maxStmts   = 1 << 20
 	maxBacklog = 65535
+	maxInt32   = 1<<31 - 1
+	// minPacket lets the messages through that hold no data.
+	minPacket = 1024
+	// maxKeepCount is the kernel's MAX_TCP_KEEPCNT.
+	maxKeepCount = 127
 	// A day, in seconds: averages over more say nothing.
 	maxStatsPeriod = 86400
 )
@@ -105,6 +110,34 @@ func setTime[T any](field func(*T) *time.Duration) rule[T] {
 	return supported(func(dst *T, value string) error {
 		d, err := parseTime(value)
 		*field(dst) = d
+		return err
+	})
+}
+
+// setOwnTime is for a time that goes before the one in [pgbouncer] even if it is
+// 0: that is kept as -1.
+func setOwnTime[T any](field func(*T) *time.Duration) rule[T] {
+	return supported(func(dst *T, value string) error {
+		d, err := parseTime(value)
+		if d == 0 {
+			d = -1
+		}
+		*field(dst) = d
+		return err
+	})
+}
+
+// setSeconds and setMillis are for times that PgBouncer has as whole numbers.
+func setSeconds[T any](field func(*T) *time.Duration) rule[T] { return setUnits(field, time.Second) }
+
+func setMillis[T any](field func(*T) *time.Duration) rule[T] {
+	return setUnits(field, time.Millisecond)
+}
+
+func setUnits[T any](field func(*T) *time.Duration, unit time.Duration) rule[T] {
+	return supported(func(dst *T, value string) error {
+		n, err := parseInt(value, 0, min(maxInt32, int(maxTime/unit)))
+		*field(dst) = time.Duration(n) * unit
 		return err
 	})
 }
