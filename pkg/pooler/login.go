@@ -91,16 +91,14 @@ func (p *Pooler) cancelClient(from netip.AddrPort, key pgwire.CancelKey) {
 // and waits until that is done.
 func (p *Pooler) cancelHere(key pgwire.CancelKey) (found bool) {
 	done := make(chan struct{})
-	posted := p.loop.post(func() { found = p.loop.m.clientCancels(key, func() { close(done) }) })
-	if !posted {
+	if !p.ask(func(m *machine) { found = m.clientCancels(key, func() { close(done) }) }) || !found {
 		return false
 	}
 	select {
 	case <-done:
-		return found
 	case <-p.ctx.Done():
-		return false
 	}
+	return true
 }
 
 // notSentLimit bounds what the kernel holds for a client beyond what is on its
