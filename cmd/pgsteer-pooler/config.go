@@ -50,6 +50,8 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 	c.ReservePoolSize, c.ReservePoolTimeout = f.ReservePoolSize, f.ReservePoolTimeout
 	c.MaxDBConnections, c.MaxDBClientConnections = f.MaxDBConnections, f.MaxDBClientConnections
 	c.MaxUserConnections, c.MaxUserClientConnections = f.MaxUserConnections, f.MaxUserClientConnections
+	c.DNSMaxTTL, c.DNSNotFoundTTL = f.DNSMaxTTL, f.DNSNotFoundTTL
+	c.ServerFastClose = f.ServerFastClose
 	c.ServerRoundRobin = f.ServerRoundRobin
 	c.ServerCheckQuery, c.ServerCheckDelay = f.ServerCheckQuery, f.ServerCheckDelay
 	c.DisablePQExec, c.MaxPacketSize = f.DisablePQExec, f.MaxPacketSize
@@ -145,6 +147,14 @@ func database(d *bouncer.Database) (out pooler.Database, err error) {
 	}
 	if d.Password != "" {
 		out.Secret = pgwire.PlainSecret(d.Password)
+	}
+	if d.LoadBalanceHosts == "disable" {
+		out.LoadBalance = pooler.LoadBalanceDisable
+	}
+	if d.TargetSessionAttrs != "" {
+		if out.Target, err = pooler.ParseTargetSession(d.TargetSessionAttrs); err != nil {
+			return out, err
+		}
 	}
 	out.PoolMode, err = poolMode(d.PoolMode)
 	return out, err

@@ -56,7 +56,7 @@ func TestConfig(t *testing.T) {
 	want := pooler.Config{
 		Listen: []string{"127.0.0.1:6999", "[::1]:6999"}, Backlog: 64, ReusePort: true,
 		Databases: map[string]pooler.Database{"app": {Name: "app", Host: "127.0.0.1", Port: 5433, DBName: "appdb",
-			User: "owner", Secret: pgwire.PlainSecret("geheim"), PoolSize: 7, PoolMode: pooler.PoolStatement,
+			User: "owner", Secret: pgwire.PlainSecret("geheim"), PoolSize: 7, PoolMode: pooler.PoolStatement, LoadBalance: pooler.LoadBalanceDisable, Target: pooler.TargetReadWrite,
 			MinPoolSize: 1, ReservePoolSize: 2, MaxConnections: 3, MaxClientConnections: 4,
 			ServerLifetime: time.Minute, QueryWaitTimeout: -1}},
 		Fallback: &pooler.Database{Name: "*", Host: "192.168.1.6", Port: 5432, PoolSize: 70},
@@ -65,6 +65,7 @@ func TestConfig(t *testing.T) {
 			QueryWaitTimeout: -1, Timeouts: pooler.Timeouts{Query: time.Second, IdleTransaction: 2 * time.Second, Transaction: 3 * time.Second, ClientIdle: 4 * time.Second}}},
 		Timeouts:        pooler.Timeouts{Query: 21 * time.Second, IdleTransaction: 22 * time.Second, Transaction: 23 * time.Second, ClientIdle: 24 * time.Second},
 		QueryWaitNotify: 25 * time.Second, PoolIdleTimeout: 26 * time.Second, AutoDBIdleTimeout: 27 * time.Second,
+		DNSMaxTTL: 41 * time.Second, DNSNotFoundTTL: 42 * time.Second, ServerFastClose: true,
 		ServerRoundRobin: true, ServerCheckQuery: "select 1", ServerCheckDelay: 31 * time.Second, DisablePQExec: true, MaxPacketSize: 2048,
 		TCP: pooler.TCPOptions{NoKeepAlive: true, KeepIdle: 29 * time.Second, KeepInterval: 30 * time.Second, KeepCount: 28,
 			UserTimeout: 31 * time.Millisecond, DeferAccept: true, Buffer: 32},

@@ -87,7 +87,9 @@ type carriedServer struct {
 	Network, Addr  string
 	Local          netip.AddrPort
 	Database, User carriedText
-	Host           carriedText // where its database was when it was opened
+	Host           carriedText // as its database's configuration had it
+	ByName         bool        `json:",omitempty"`
+	Target         string      // which of the hosts will do
 	Port           uint16
 	DBName         carriedText
 	Vars           []carriedParam

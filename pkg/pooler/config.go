@@ -92,6 +92,12 @@ type Config struct {
 	// forgotten, with its statistics, AutoDBIdleTimeout the same for databases
 	// found by Fallback. 0: never.
 	PoolIdleTimeout, AutoDBIdleTimeout time.Duration
+	// DNSMaxTTL is for how long the addresses of a host are believed,
+	// DNSNotFoundTTL for how long that it has none.
+	DNSMaxTTL, DNSNotFoundTTL time.Duration
+	// ServerFastClose closes a server that is to be replaced though a session
+	// goes on there, if no transaction does.
+	ServerFastClose bool
 	// ServerRoundRobin uses the servers of a pool in turn, instead of the one
 	// that was used last first.
 	ServerRoundRobin bool
@@ -148,10 +154,14 @@ type Setting struct {
 // Database says where a database is.
 type Database struct {
 	Name string // as clients call it
-	// Host is a name, an address, or the directory of a Unix socket.
-	Host   string
-	Port   uint16
-	DBName string // on the server; Name if empty
+	// Host is a name, an address, or the directory of a Unix socket, or several
+	// of them, separated by commas.
+	Host string
+	// LoadBalance is for several hosts, as is Target.
+	LoadBalance LoadBalance
+	Target      TargetSession
+	Port        uint16
+	DBName      string // on the server; Name if empty
 	// User, if not empty, is the user for all server connections; else each
 	// client's own. Secret proves it; if it is the zero value, the one in
 	// Config.Users does, or the keys learned from the client's own login.
@@ -192,6 +202,8 @@ func DefaultConfig() Config {
 		ServerCheckQuery:     CheckEmpty,
 		ServerCheckDelay:     30 * time.Second,
 		AutoDBIdleTimeout:    time.Hour,
+		DNSMaxTTL:            15 * time.Second,
+		DNSNotFoundTTL:       15 * time.Second,
 		LogConnections:       true,
 		LogDisconnections:    true,
 		LogPoolerErrors:      true,

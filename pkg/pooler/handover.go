@@ -266,7 +266,7 @@ func (m *machine) carryServer(sv *server) carriedServer {
 	r := carriedServer{
 		ID: sv.id, PID: sv.key.PID, Secret: []byte(sv.key.Secret), Network: sv.network, Addr: sv.addr, Local: sv.local,
 		Database: carriedText(p.key.database), User: carriedText(p.key.user),
-		Host: carriedText(p.db.Host), Port: p.db.Port, DBName: carriedText(p.db.DBName),
+		Host: carriedText(sv.host), ByName: sv.byName, Target: p.db.Target.String(), Port: p.db.Port, DBName: carriedText(p.db.DBName),
 		Vars: carryVars(&sv.vars), HasUnnamed: sv.unnamedSeq != unnamedNone, Unreset: sv.unreset, Touched: sv.touched,
 		Opened: m.now - sv.openedAt, Used: m.now - sv.usedAt,
 	}

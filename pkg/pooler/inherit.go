@@ -148,7 +148,8 @@ func (m *machine) inheritServer(r *carriedServer, db *Database, fd int) (*server
 	if db == nil {
 		return nil, errNoSuchPool
 	}
-	if db.Host != string(r.Host) || db.Port != r.Port || db.DBName != string(r.DBName) {
+	host := string(r.Host)
+	if !slices.Contains(db.hosts(), host) || db.Target.String() != r.Target || db.Port != r.Port || db.DBName != string(r.DBName) {
 		return nil, errOtherServer
 	}
 	v, err := takeVars(r.Vars)
@@ -161,8 +162,15 @@ func (m *machine) inheritServer(r *carriedServer, db *Database, fd int) (*server
 		}
 	}
 	p := m.poolFor(db, string(r.User))
+	if db.Target.single() {
+		if p.host != "" && p.host != host {
+			return nil, errOtherServer
+		}
+		p.host = host
+	}
 	sv := &server{
 		pool: p, id: r.ID, key: pgwire.CancelKey{PID: r.PID, Secret: string(r.Secret)}, network: r.Network, addr: r.Addr,
+		host: host, byName: r.ByName,
 		local: r.Local, vars: v, status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now - r.Opened,
 		unreset: r.Unreset, touched: r.Touched, epoch: p.epoch, usedAt: m.now - r.Used,
 	}

@@ -56,6 +56,7 @@ type limits struct {
 	checkDelay     time.Duration // for servers that were not used for so long
 	poolIdle       time.Duration // after which an unused pool is forgotten; 0: never
 	autoIdle       time.Duration // one of a database that the entry * made; 0: never
+	fastClose      bool          // a server that is to be replaced goes though a session goes on there
 	roundRobin     bool          // servers are used in turn
 	noPQExec       bool          // simple queries are refused
 	maxPacket      int           // bytes of a client's message; 0: any number
@@ -107,6 +108,7 @@ func limitsOf(c *Config) limits {
 		checkDelay:     c.ServerCheckDelay,
 		poolIdle:       c.PoolIdleTimeout,
 		autoIdle:       c.AutoDBIdleTimeout,
+		fastClose:      c.ServerFastClose,
 		roundRobin:     c.ServerRoundRobin,
 		noPQExec:       c.DisablePQExec,
 		maxPacket:      c.MaxPacketSize,

@@ -28,10 +28,11 @@ type pool struct {
 	lifetime         time.Duration
 	unusedAt         time.Duration // when it was last seen with clients or servers
 	dbUse, userUse   *usage
-	blocked          bool // by a limit that it shares with other pools
-	removed          bool // its database is no more
-	yield            bool // the next server that is free is closed in another pool's favour
-	paused           bool // by the console: no server for anybody
+	blocked          bool   // by a limit that it shares with other pools
+	host             string // of the last server, if there is one right host at a time
+	removed          bool   // its database is no more
+	yield            bool   // the next server that is free is closed in another pool's favour
+	paused           bool   // by the console: no server for anybody
 	// resets: a server is cleaned by a query before the next client gets it.
 	resets bool
 
@@ -137,6 +138,8 @@ type loggedIn struct {
 	params        paramList
 	epoch         uint64 // of the pool when the login began
 	network, addr string // where it is
+	host          string // of the database's, as the configuration has it
+	byName        bool   // host is a name that stands for addresses
 	local         netip.AddrPort
 }
 
@@ -145,9 +148,10 @@ func (m *machine) addServer(p *pool, n loggedIn) *server {
 	p.dialing--
 	p.failure, p.failures, p.retryAt = nil, 0, 0
 	p.stats.ServerLogins++
+	m.movedTo(p, n.host)
 	p.params = n.params
 	sv := &server{
-		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, local: n.local, vars: n.params.vars(),
+		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, host: n.host, byName: n.byName, local: n.local, vars: n.params.vars(),
 		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now, usedAt: m.now, epoch: n.epoch,
 	}
 	sv.sv = sv

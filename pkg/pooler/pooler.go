@@ -23,14 +23,17 @@ type Pooler struct {
 	loop      *loop
 	listeners []net.Listener
 
-	gate     gate
-	ids      atomic.Uint64 // given to connections
-	consoles consoles
-
-	succession succession
-	accepting  gate
-	late       context.Context // ends when the loop has ended
-	lateEnd    context.CancelFunc
+	gate        gate
+	ids         atomic.Uint64 // given to connections
+	consoles    consoles
+	succession  succession
+	accepting   gate
+	hosts       hostBook
+	addresses   *addressBook
+	refreshing  bool            // names are being looked up; the loop's
+	refreshedAt time.Duration   // the loop's
+	late        context.Context // ends when the loop has ended
+	lateEnd     context.CancelFunc
 
 	clients atomic.Int64 // connected
 	parting atomic.Int64 // goroutines that wait for a client's close
@@ -57,6 +60,7 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 	}
 	p := &Pooler{log: log, done: make(chan struct{})}
 	p.inForce.Store(s)
+	p.addresses = newAddressBook(p.addressesChanged)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.late, p.lateEnd = context.WithCancel(context.Background())
 	defer func() {
@@ -182,6 +186,7 @@ func (p *Pooler) stopAfter(limit time.Duration) {
 
 // tick looks whether the end has come.
 func (p *Pooler) tick() {
+	p.tickAddresses()
 	m := p.loop.m
 	p.tickSuccession()
 	if !m.stopping {

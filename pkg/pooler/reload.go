@@ -136,6 +136,7 @@ func (m *machine) follow(p *pool, db *Database) {
 // they become free.
 func (m *machine) replaceServers(p *pool) {
 	p.epoch++
+	p.host = ""
 	p.failure, p.failures, p.retryAt = nil, 0, 0 // what failed may work now
 	m.closeIdle(p, reasonReconfigured)
 }

@@ -91,7 +91,7 @@ func (s *console) poolRow(r *poolRow, mode string) {
 		s.rows.Int(int64(n))
 	}
 	s.rows.Text(mode)
-	s.rows.Null() // a database has one host
+	s.textOrNull(loadBalance(r.db))
 	s.endRow()
 }
 
@@ -168,7 +168,7 @@ func (s *console) databaseRow(r *databaseRow, mode string) {
 	s.rows.Int(int64(max(r.db.ReservePoolSize, 0)))
 	s.rows.Int(int64(cmp.Or(r.db.ServerLifetime, s.p.conf().ServerLifetime) / time.Second))
 	s.textOrNull(mode)
-	s.rows.Null()
+	s.textOrNull(loadBalance(r.db))
 	for _, n := range []int{max(r.db.MaxConnections, 0), r.servers, max(r.db.MaxClientConnections, 0), r.clients, oneIf(r.mark.paused), oneIf(r.mark.disabled)} {
 		s.rows.Int(int64(n))
 	}
@@ -181,6 +181,15 @@ func numberOrNone(n int) string {
 		return ""
 	}
 	return strconv.Itoa(max(n, 0))
+}
+
+// loadBalance is what the console says about the choice of hosts: nothing for
+// one host.
+func loadBalance(d *Database) string {
+	if d == nil || len(d.hosts()) == 1 {
+		return ""
+	}
+	return d.LoadBalance.String()
 }
 
 func (s *console) textOrNull(text string) {

@@ -367,7 +367,7 @@ func TestHandoverKnowsAllState(t *testing.T) {
 	}{
 		{client{}, `conn state pool lk server id key protocol login use mode renames addr local vars varsSet held heldEnd names
 			unnamed unnamedSeq refused waitNotified stays cancelWanted connectedAt requestedAt since linkedAt`},
-		{server{}, `conn state pool lk client id key network addr local vars epoch expects flight skipping copyIn stalled tainted
+		{server{}, `conn state pool lk client id key network addr host byName local vars epoch expects flight skipping copyIn stalled tainted
 			touched status lastType prepared unnamedSeq flightNo unnamedFlight cancels cancelled cut graceful rolledBack setError
 			testing unreset openedAt since usedAt busyAt`},
 		{conn{}, `slot gen fd cl sv readable ended broken writable queued dirty dropped noted parked in out spill bye`},

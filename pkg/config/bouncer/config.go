@@ -86,6 +86,9 @@ type Config struct {
 	PoolIdleTimeout        time.Duration
 	AutoDBIdleTimeout      time.Duration
 
+	DNSMaxTTL, DNSNotFoundTTL time.Duration
+	ServerFastClose           bool
+
 	TCPDeferAccept  bool
 	TCPKeepAlive    bool
 	TCPKeepCount    int // this and the following: 0 is for the default
@@ -126,14 +129,19 @@ type Setting struct{ Key, Value, Default string }
 // Database is an entry of [databases]: a name that clients ask for and the
 // server behind it.
 type Database struct {
-	Name     string // as clients call it; "*" for the fallback
-	Host     string // name, IP address, or directory of a unix socket, which begins with /
+	Name string // as clients call it; "*" for the fallback
+	// Host is a name, IP address, or directory of a unix socket, which begins
+	// with /, or several of them separated by commas.
+	Host     string
 	Port     int
 	DBName   string // as the server calls it; empty for what the client said
 	User     string // who logs in to the server; empty for the client's user
 	Password string // of User; only with User
 	PoolSize int    // the database's own or DefaultPoolSize
 	PoolMode string // "" for the Config's
+	// LoadBalanceHosts is round-robin, disable, or "" for the first;
+	// TargetSessionAttrs one of libpq's words, or "" for any.
+	LoadBalanceHosts, TargetSessionAttrs string
 	// MinPoolSize and ReservePoolSize are 0 for the Config's, -1 for none.
 	MinPoolSize, ReservePoolSize int
 	// Limits; 0 is for the Config's.
@@ -197,6 +205,8 @@ func defaults() Config {
 		ServerCheckDelay:      30 * time.Second,
 		MaxPacketSize:         maxInt32,
 		QueryWaitNotify:       5 * time.Second,
+		DNSMaxTTL:             15 * time.Second,
+		DNSNotFoundTTL:        15 * time.Second,
 		AutoDBIdleTimeout:     time.Hour,
 		TCPKeepAlive:          true,
 		ServerResetQuery:      "DISCARD ALL",

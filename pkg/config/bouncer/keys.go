@@ -58,6 +58,9 @@ var settings = map[string]rule[file]{
 	"reserve_pool_timeout":        setTime(func(f *file) *time.Duration { return &f.ReservePoolTimeout }),
 	"autodb_idle_timeout":         setTime(func(f *file) *time.Duration { return &f.AutoDBIdleTimeout }),
 	"client_idle_timeout":         setTime(func(f *file) *time.Duration { return &f.ClientIdleTimeout }),
+	"dns_max_ttl":                 setTime(func(f *file) *time.Duration { return &f.DNSMaxTTL }),
+	"dns_nxdomain_ttl":            setTime(func(f *file) *time.Duration { return &f.DNSNotFoundTTL }),
+	"server_fast_close":           setBool(func(f *file) *bool { return &f.ServerFastClose }),
 	"disable_pqexec":              setBool(func(f *file) *bool { return &f.DisablePQExec }),
 	"idle_transaction_timeout":    setTime(func(f *file) *time.Duration { return &f.IdleTransactionTimeout }),
 	"max_packet_size":             setInt(minPacket, maxInt32, func(f *file) *int { return &f.MaxPacketSize }),
@@ -95,8 +98,6 @@ var settings = map[string]rule[file]{
 	"client_tls_protocols":   only[file]("secure"),
 	"client_tls_sslmode":     only[file]("disable"),
 	"conffile":               {},
-	"dns_max_ttl":            {},
-	"dns_nxdomain_ttl":       {},
 	"dns_zone_check_period":  off[file](),
 	"job_name":               {},
 	"log_stats":              off[file](),
@@ -108,7 +109,6 @@ var settings = map[string]rule[file]{
 	"resolv_conf":            only[file](""),
 	"sbuf_loopcnt":           {},
 	"scram_iterations":       only[file]("4096"),
-	"server_fast_close":      off[file](),
 	"server_tls13_ciphers":   only[file](""),
 	"server_tls_ca_file":     only[file](""),
 	"server_tls_cert_file":   only[file](""),
@@ -138,6 +138,9 @@ var defaultTexts = map[string]string{
 	"autodb_idle_timeout":         "3600",
 	"client_idle_timeout":         "0",
 	"disable_pqexec":              "0",
+	"dns_max_ttl":                 "15",
+	"dns_nxdomain_ttl":            "15",
+	"server_fast_close":           "0",
 	"idle_transaction_timeout":    "0",
 	"max_packet_size":             "2147483647",
 	"pool_idle_timeout":           "0",
@@ -192,6 +195,9 @@ var defaultTexts = map[string]string{
 	"trusted_balancers":           "",
 }
 
+// ownDatabaseKeys are the parameters there that PgBouncer does not know.
+var ownDatabaseKeys = []string{"target_session_attrs"}
+
 // databaseKeys are the parameters in the value of an entry of [databases]
 // (parse_database in PgBouncer's loader.c).
 var databaseKeys = map[string]rule[Database]{
@@ -217,19 +223,24 @@ var databaseKeys = map[string]rule[Database]{
 	"client_encoding":    {},
 	"connect_query":      {},
 	"datestyle":          {},
-	"load_balance_hosts": {},
-	"timezone":           {},
+	"load_balance_hosts": setWord(func(d *Database) *string { return &d.LoadBalanceHosts }, "round-robin", "disable"),
+	"target_session_attrs": setWord(func(d *Database) *string { return &d.TargetSessionAttrs },
+		"any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+	"timezone": {},
 }
 
-// setHost takes one host, or the directory of a server's unix socket.
+// setHost takes hosts, or directories of servers' unix sockets, separated by
+// commas.
 func setHost(d *Database, value string) error {
-	switch {
-	case strings.HasPrefix(value, "@"):
-		return fmt.Errorf("%q: abstract unix sockets are known to PgBouncer but not supported yet", value)
-	case strings.Contains(value, "/") && value[0] != '/':
-		return fmt.Errorf("%q is neither a host nor the absolute path of a directory", value)
-	case strings.Contains(value, ","):
-		return fmt.Errorf("%q: lists of hosts are known to PgBouncer but not supported yet", value)
+	for host := range strings.SplitSeq(value, ",") {
+		switch {
+		case host == "" || strings.ContainsAny(host, " \t"):
+			return fmt.Errorf("%q: want hosts separated by commas alone", value)
+		case strings.HasPrefix(host, "@"):
+			return fmt.Errorf("%q: abstract unix sockets are known to PgBouncer but not supported yet", value)
+		case strings.Contains(host, "/") && host[0] != '/':
+			return fmt.Errorf("%q is neither a host nor the absolute path of a directory", host)
+		}
 	}
 	d.Host = value
 	return nil

@@ -43,6 +43,7 @@ func TestLoadGood(t *testing.T) {
 			QueryWaitTimeout: -1, QueryTimeout: time.Second, IdleTransactionTimeout: 2 * time.Second,
 			TransactionTimeout: 3 * time.Second, ClientIdleTimeout: 4 * time.Second,
 		}},
+		DNSMaxTTL: 41 * time.Second, DNSNotFoundTTL: 42 * time.Second, ServerFastClose: true,
 		ServerRoundRobin: true, ServerCheckQuery: "select 1", ServerCheckDelay: 31 * time.Second, DisablePQExec: true, MaxPacketSize: 2048,
 		QueryTimeout: 21 * time.Second, IdleTransactionTimeout: 22 * time.Second, TransactionTimeout: 23 * time.Second,
 		ClientIdleTimeout: 24 * time.Second, QueryWaitNotify: 25 * time.Second, PoolIdleTimeout: 26 * time.Second,
@@ -80,7 +81,7 @@ func TestLoadGood(t *testing.T) {
 		Databases: []Database{
 			{Name: "app", Host: "192.168.1.6", Port: 5432, DBName: "production", PoolSize: 70, MinPoolSize: -1, ReservePoolSize: 4, MaxConnections: 5, MaxClientConnections: 6, ServerLifetime: time.Minute, QueryWaitTimeout: -1},
 			{Name: "two words", Host: "db.example.net", Port: 5432, DBName: "two words", User: "forced", Password: "it's = secret", PoolSize: 5},
-			{Name: "reports", Host: "/run/postgresql", Port: 5432, DBName: "reports", PoolSize: 70, PoolMode: "transaction", ReservePoolSize: -1},
+			{Name: "reports", Host: "/run/postgresql,db2", LoadBalanceHosts: "disable", TargetSessionAttrs: "prefer-standby", Port: 5432, DBName: "reports", PoolSize: 70, PoolMode: "transaction", ReservePoolSize: -1},
 		},
 		Fallback: &Database{Name: "*", Host: "192.168.1.6", Port: 5432, PoolSize: 70},
 	}
@@ -100,7 +101,7 @@ func TestLoadGood(t *testing.T) {
 	}
 	for _, s := range settings {
 		switch s.Key {
-		case "pkt_buf", "dns_max_ttl":
+		case "pkt_buf", "sbuf_loopcnt":
 			t.Errorf("%s is listed, which says nothing about this pooler", s.Key)
 		}
 	}
@@ -134,6 +135,7 @@ func TestLoadDefaults(t *testing.T) {
 		ListenAddr: []string{"*"}, ListenPort: 6432, ListenBacklog: 128,
 		AuthType: AuthMD5, AuthFile: users, Users: []User{{"a", "b"}},
 		PoolMode: "session", ReservePoolTimeout: 5 * time.Second,
+		DNSMaxTTL: 15 * time.Second, DNSNotFoundTTL: 15 * time.Second,
 		ServerCheckQuery: "<empty>", ServerCheckDelay: 30 * time.Second, MaxPacketSize: 2147483647,
 		QueryWaitNotify: 5 * time.Second, AutoDBIdleTimeout: 3600 * time.Second, TCPKeepAlive: true, ServerResetQuery: "DISCARD ALL",
 		DefaultPoolSize: 20, MaxClientConn: 100, MaxPreparedStatements: 200,
@@ -254,6 +256,9 @@ func TestKeysComplete(t *testing.T) {
 		want := strings.Fields(string(data))
 		if file == "settings.keys" {
 			want = append(want, ownSettings...)
+		}
+		if file == "databases.keys" {
+			want = append(want, ownDatabaseKeys...)
 		}
 		slices.Sort(want)
 		if diff := cmp.Diff(want, keys); diff != "" {

@@ -202,14 +202,20 @@ func setAuthType(c *Config, value string) error {
 	return fmt.Errorf("%q is not one of scram-sha-256, md5 and trust", value)
 }
 
-// setPoolMode takes one of PgBouncer's pool modes.
-func setPoolMode[T any](field func(*T) *string) rule[T] {
+// setWord takes one of some words.
+func setWord[T any](field func(*T) *string, words ...string) rule[T] {
 	return supported(func(dst *T, value string) error {
 		v := strings.ToLower(value)
-		if v != "session" && v != "transaction" && v != "statement" {
-			return fmt.Errorf("%q is not one of session, transaction and statement", value)
+		if !slices.Contains(words, v) {
+			last := len(words) - 1
+			return fmt.Errorf("%q is not one of %s and %s", value, strings.Join(words[:last], ", "), words[last])
 		}
 		*field(dst) = v
 		return nil
 	})
+}
+
+// setPoolMode takes one of PgBouncer's pool modes.
+func setPoolMode[T any](field func(*T) *string) rule[T] {
+	return setWord(field, "session", "transaction", "statement")
 }
