@@ -111,7 +111,7 @@ func (w *fakeWorld) newServer() (*server, *peer) {
 	pl := w.dials[0]
 	w.dials = w.dials[1:]
 	be := newBackend()
-	sv := w.m.addServer(pl, loggedIn{key: pgwire.CancelKey{PID: uint32(len(w.order) + 1), Secret: "abcd"}, params: be.params(), epoch: pl.epoch})
+	sv := w.m.addServer(pl, loggedIn{key: pgwire.CancelKey{PID: uint32(len(w.order) + 1), Secret: "abcd"}, params: be.params(), epoch: pl.epoch, host: pl.db.Host})
 	p := w.peer(&sv.conn)
 	p.be = be
 	return sv, p
