@@ -65,6 +65,11 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 		NoKeepAlive: !f.TCPKeepAlive, KeepIdle: f.TCPKeepIdle, KeepInterval: f.TCPKeepInterval, KeepCount: f.TCPKeepCount,
 		UserTimeout: f.TCPUserTimeout, DeferAccept: f.TCPDeferAccept, Buffer: f.TCPSocketBuffer,
 	}
+	c.LogStats, c.LoginNotice = f.LogStats, f.LoginNotifyMessage
+	c.PeerID = f.PeerID
+	for _, p := range f.Peers {
+		c.Peers = append(c.Peers, pooler.Peer{ID: p.ID, Host: p.Host, Port: uint16(p.Port), PoolSize: p.PoolSize})
+	}
 	c.MaxPrepared = f.MaxPreparedStatements
 	c.IgnoreStartup = f.IgnoreStartupParameters
 	c.ClientLoginTimeout = f.ClientLoginTimeout

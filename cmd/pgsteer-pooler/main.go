@@ -95,20 +95,43 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return background(args, stdout, stderr)
 	}
 	config.TakeOver = opts.takeOver
-	log := slog.New(slog.NewTextHandler(stderr, nil))
-	if err := serve(config, loader, log); err != nil {
+	out := &logs{stderr: stderr}
+	log := out.logger()
+	if err := start(&file, config, loader, out, log); err != nil {
 		log.Error(err.Error())
 		return exitFailure
 	}
 	return exitOK
 }
 
+// start does what the file says about the process, and serves.
+func start(file *bouncer.Config, config pooler.Config, loader *bouncer.Loader, out *logs, log *slog.Logger) error {
+	if err := become(file.RunUser); err != nil {
+		return err
+	}
+	if err := out.configure(file); err != nil {
+		return err
+	}
+	remove := func() {}
+	defer func() { remove() }()
+	pid := func() (err error) {
+		remove, err = writePID(file.PIDFile, config.TakeOver, log)
+		return err
+	}
+	if !config.TakeOver { // else the old process has its file until we are ready
+		if err := pid(); err != nil {
+			return err
+		}
+		pid = func() error { return nil }
+	}
+	return serve(config, &reloader{loader: loader, log: log, out: out}, pid, log)
+}
+
 // serve is the pooler's life.
-func serve(config pooler.Config, loader *bouncer.Loader, log *slog.Logger) error {
+func serve(config pooler.Config, r *reloader, opened func() error, log *slog.Logger) error {
 	if err := setLimits(&config, log); err != nil {
 		return err
 	}
-	r := &reloader{loader: loader, log: log}
 	config.Reread, config.Change = r.reread, r.change
 	p, err := pooler.Open(config, log)
 	if err != nil {
@@ -123,6 +146,10 @@ func serve(config pooler.Config, loader *bouncer.Loader, log *slog.Logger) error
 	watched := make(chan error, 1)
 	go func() { watched <- obey(signals, ended, cancel, p, log) }()
 
+	if err := opened(); err != nil {
+		close(ended)
+		return errors.Join(err, <-watched, p.Close())
+	}
 	if err := sayReady(); err != nil {
 		log.Warn("failed to say that the start is over", "error", err)
 	}

@@ -41,9 +41,9 @@ func TestTakeover(t *testing.T) {
 	}
 	port := ln.Addr().(*net.TCPAddr).Port
 	ln.Close()
-	ini, users := filepath.Join(dir, "pooler.ini"), filepath.Join(dir, "users.txt")
+	ini, users, pidfile := filepath.Join(dir, "pooler.ini"), filepath.Join(dir, "users.txt"), filepath.Join(dir, "pid")
 	text := fmt.Sprintf("[databases]\n* = host=127.0.0.1\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\n"+
-		"auth_type = trust\nauth_file = %s\npool_mode = transaction\n", port, users)
+		"auth_type = trust\nauth_file = %s\npool_mode = transaction\npidfile = %s\n", port, users, pidfile)
 	if err := errors.Join(os.WriteFile(ini, []byte(text), 0o600), os.WriteFile(users, []byte("\"a\" \"b\"\n"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
@@ -97,6 +97,9 @@ func TestTakeover(t *testing.T) {
 		t.Fatalf("the new process: %v", err)
 	}
 	conn.Close()
+	if text, err := os.ReadFile(pidfile); err != nil || strings.TrimSpace(string(text)) != strconv.Itoa(pid) {
+		t.Errorf("pidfile %q, %v; want %d", text, err, pid)
+	}
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}

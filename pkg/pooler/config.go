@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -68,6 +69,14 @@ type Config struct {
 	MaxDBClientConnections, MaxUserClientConnections int
 	// UserSettings are what is special about users, by name.
 	UserSettings map[string]User
+	// Peers are the poolers beside this one, in their order; PeerID is this one's
+	// number among them, 0 for none.
+	Peers  []Peer
+	PeerID int
+	// LogStats has the averages logged at the end of each StatsPeriod.
+	LogStats bool
+	// LoginNotice is told to each client that logs in. Empty: nothing.
+	LoginNotice string
 	// ServerResetQuery cleans a server when its client has left it in session
 	// pooling, or always. Empty: none.
 	ServerResetQuery       string
@@ -143,6 +152,8 @@ type Config struct {
 	LogPoolerErrors   bool // log each error sent to a client
 
 	parting time.Duration // 0: partingTimeout
+	// lookup finds the addresses of a host. Nil: the system's resolver.
+	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
 }
 
 // Setting is a line of the configuration, for SHOW CONFIG.

@@ -45,6 +45,8 @@ type limits struct {
 	serverIdle     time.Duration
 	cancelWait     time.Duration
 	suspendTimeout time.Duration
+	logStats       bool
+	loginNotice    []byte // a message; nil: none
 	statsPeriod    time.Duration
 	parting        time.Duration // for a client that took its leave to close
 	resetMsg       []byte        // the query that cleans a session for the next client; nil: none
@@ -97,6 +99,8 @@ func limitsOf(c *Config) limits {
 		serverIdle:     c.ServerIdleTimeout,
 		cancelWait:     c.CancelWaitTimeout,
 		suspendTimeout: c.SuspendTimeout,
+		logStats:       c.LogStats,
+		loginNotice:    noticeMsg(c.LoginNotice),
 		statsPeriod:    c.StatsPeriod,
 		parting:        cmp.Or(c.parting, partingTimeout),
 		resetMsg:       queryMsg(c.ServerResetQuery),
@@ -336,6 +340,7 @@ func (m *machine) greet(cl *client) {
 		out = pgwire.AppendParameterStatus(out, p.Name, value)
 	}
 	out = pgwire.AppendBackendKeyData(out, cl.key)
+	out = append(out, m.limits.loginNotice...)
 	m.emit(&cl.conn, pgwire.AppendReadyForQuery(out, pgwire.TxIdle))
 	m.moveClient(cl, clientIdle)
 	m.wake(&cl.conn)

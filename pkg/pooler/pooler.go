@@ -61,6 +61,9 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 	p := &Pooler{log: log, done: make(chan struct{})}
 	p.inForce.Store(s)
 	p.addresses = newAddressBook(p.addressesChanged)
+	if config.lookup != nil {
+		p.addresses.lookup = config.lookup
+	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.late, p.lateEnd = context.WithCancel(context.Background())
 	defer func() {

@@ -141,6 +141,14 @@ func (m *machine) replaceServers(p *pool) {
 	m.closeIdle(p, reasonReconfigured)
 }
 
+// noticeMsg returns the message for a notice to clients, nil for none.
+func noticeMsg(text string) []byte {
+	if text == "" {
+		return nil
+	}
+	return pgwire.NewError("NOTICE", codeSuccess, text).AppendNotice(nil)
+}
+
 // closeIdle closes the servers that are free.
 func (m *machine) closeIdle(p *pool, why string) {
 	for _, l := range []*list[server]{&p.used, &p.idle} {

@@ -15,16 +15,21 @@ import (
 )
 
 // shows are the answers to SHOW. Names, order and types of their columns are
-// those of PgBouncer 1.24 (admin.c and stats.c): dashboards go by them. Where we
+// those of PgBouncer 1.25 (admin.c and stats.c): dashboards go by them. Where we
 // have nothing of a kind, such as paused databases, the value says so.
 var shows = map[string]func(*console) error{
 	"active_sockets": (*console).activeSockets,
 	"clients":        (*console).clients,
 	"config":         (*console).config,
 	"databases":      (*console).databases,
+	"dns_hosts":      (*console).dnsHosts,
+	"dns_zones":      (*console).dnsZones,
+	"fds":            (*console).fds,
 	"help":           (*console).help,
 	"lists":          (*console).lists,
 	"mem":            (*console).mem,
+	"peer_pools":     (*console).peerPools,
+	"peers":          (*console).peers,
 	"pools":          (*console).pools,
 	"servers":        (*console).servers,
 	"sockets":        (*console).sockets,
@@ -38,13 +43,13 @@ var shows = map[string]func(*console) error{
 }
 
 // columns describes a result: a letter for the type of each column (s text, i
-// int4, N numeric), as in PgBouncer's source, and the names.
+// int4, q int8, N numeric, b bytea), as in PgBouncer's source, and the names.
 func columns(types, names string) []pgwire.Column {
 	list := strings.Fields(names)
 	out := make([]pgwire.Column, len(list))
 	for i, name := range list {
 		out[i] = pgwire.Column{Name: name, Type: map[byte]uint32{
-			's': pgwire.TypeText, 'i': pgwire.TypeInt4, 'N': pgwire.TypeNumeric,
+			's': pgwire.TypeText, 'i': pgwire.TypeInt4, 'q': pgwire.TypeInt8, 'N': pgwire.TypeNumeric, 'b': pgwire.TypeBytea,
 		}[types[i]]}
 	}
 	return out
@@ -223,7 +228,7 @@ func (s *console) lists() error {
 	}{
 		{"databases", len(s.p.databaseRows(pools)) + 1},
 		{"users", len(s.p.conf().Users)},
-		{"peers", 0},
+		{"peers", len(s.p.conf().Peers)},
 		{"pools", len(pools) + 1},
 		{"peer_pools", 0},
 		{"free_clients", 0}, // no memory is kept for clients that are gone
@@ -231,7 +236,7 @@ func (s *console) lists() error {
 		{"login_clients", max(connected-population, 0)}, // counted at two moments
 		{"free_servers", 0},
 		{"used_servers", servers},
-		{"dns_names", 0}, // names are not cached
+		{"dns_names", len(s.p.addresses.list())},
 		{"dns_zones", 0},
 		{"dns_queries", 0},
 		{"dns_pending", 0},

@@ -115,6 +115,19 @@ type Config struct {
 	LogDisconnections bool
 	LogPoolerErrors   bool
 
+	LogStats           bool
+	LogFile            string // "": standard error alone
+	Syslog             bool
+	SyslogFacility     string
+	SyslogIdent        string
+	Verbose            int
+	PIDFile            string // "" is none
+	RunUser            string // whom to become; "": nobody else
+	LoginNotifyMessage string // "" is none
+
+	PeerID int    // ours among Peers; 0 is none
+	Peers  []Peer // in the order of the file
+
 	Databases []Database // in the order of the file; at least one, or a Fallback
 	Fallback  *Database  // the entry "*": for every name not in Databases
 
@@ -148,6 +161,15 @@ type Database struct {
 	MaxConnections, MaxClientConnections int
 	ServerLifetime                       time.Duration // 0 is for the Config's
 	QueryWaitTimeout                     time.Duration // 0 is for the Config's, -1 for none
+}
+
+// Peer is an entry of [peers]: another pooler that a cancel request may be meant
+// for.
+type Peer struct {
+	ID       int // its peer_id
+	Host     string
+	Port     int
+	PoolSize int // 0 for DefaultPoolSize
 }
 
 // UserSetting is an entry of [users]: what is special about a user.
@@ -222,6 +244,9 @@ func defaults() Config {
 		CancelWaitTimeout:     10 * time.Second,
 		SuspendTimeout:        10 * time.Second,
 		StatsPeriod:           time.Minute,
+		LogStats:              true,
+		SyslogFacility:        "daemon",
+		SyslogIdent:           "pgbouncer",
 		LogConnections:        true,
 		LogDisconnections:     true,
 		LogPoolerErrors:       true,

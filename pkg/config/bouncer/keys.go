@@ -44,7 +44,26 @@ var settings = map[string]rule[file]{
 		f.StatsPeriod = time.Duration(n) * time.Second
 		return err
 	}),
-	"control_socket": supported(setControlSocket),
+	"control_socket":       supported(setControlSocket),
+	"log_stats":            setBool(func(f *file) *bool { return &f.LogStats }),
+	"logfile":              setText(func(f *file) *string { return &f.LogFile }),
+	"login_notify_message": setText(func(f *file) *string { return &f.LoginNotifyMessage }),
+	"peer_id":              setInt(0, maxPeerID, func(f *file) *int { return &f.PeerID }),
+	"pidfile":              setText(func(f *file) *string { return &f.PIDFile }),
+	"syslog":               setBool(func(f *file) *bool { return &f.Syslog }),
+	"syslog_facility": setWord(func(f *file) *string { return &f.SyslogFacility }, "auth", "authpriv", "daemon",
+		"local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7", "user"),
+	"syslog_ident": setString(func(f *file) *string { return &f.SyslogIdent }),
+	"user":         setText(func(f *file) *string { return &f.RunUser }),
+	"verbose":      setInt(0, maxVerbose, func(f *file) *int { return &f.Verbose }),
+
+	"conffile":     moot[file](mootConffile),
+	"job_name":     moot[file](mootJobName),
+	"pkt_buf":      moot[file](mootBuffers),
+	"resolv_conf":  moot[file](mootResolver),
+	"sbuf_loopcnt": moot[file](mootBuffers),
+	"service_name": moot[file](mootService),
+
 	"trusted_balancers": supported(func(f *file, value string) (err error) {
 		f.TrustedBalancers, err = parseNetworks(value)
 		return err
@@ -97,17 +116,7 @@ var settings = map[string]rule[file]{
 	"client_tls_key_file":    only[file](""),
 	"client_tls_protocols":   only[file]("secure"),
 	"client_tls_sslmode":     only[file]("disable"),
-	"conffile":               {},
 	"dns_zone_check_period":  off[file](),
-	"job_name":               {},
-	"log_stats":              off[file](),
-	"logfile":                only[file](""),
-	"login_notify_message":   only[file](""),
-	"peer_id":                off[file](),
-	"pidfile":                only[file](""),
-	"pkt_buf":                {},
-	"resolv_conf":            only[file](""),
-	"sbuf_loopcnt":           {},
 	"scram_iterations":       only[file]("4096"),
 	"server_tls13_ciphers":   only[file](""),
 	"server_tls_ca_file":     only[file](""),
@@ -116,16 +125,10 @@ var settings = map[string]rule[file]{
 	"server_tls_key_file":    only[file](""),
 	"server_tls_protocols":   only[file]("secure"),
 	"server_tls_sslmode":     only[file]("disable"),
-	"service_name":           {},
-	"syslog":                 off[file](),
-	"syslog_facility":        moot[file](mootSyslog),
-	"syslog_ident":           moot[file](mootSyslog),
 	"track_extra_parameters": only[file]("IntervalStyle"),
 	"unix_socket_dir":        only[file](""),
 	"unix_socket_group":      moot[file](mootUnix),
 	"unix_socket_mode":       moot[file](mootUnix),
-	"user":                   only[file](""),
-	"verbose":                off[file](),
 }
 
 // ownSettings are the keys that PgBouncer does not know.
@@ -134,6 +137,16 @@ var ownSettings = []string{"control_socket", "trusted_balancers"}
 // defaultTexts are the defaults of the settings that are supported, in
 // PgBouncer's spelling.
 var defaultTexts = map[string]string{
+	"log_stats":                   "1",
+	"logfile":                     "",
+	"login_notify_message":        "",
+	"peer_id":                     "0",
+	"pidfile":                     "",
+	"syslog":                      "0",
+	"syslog_facility":             "daemon",
+	"syslog_ident":                "pgbouncer",
+	"user":                        "",
+	"verbose":                     "0",
 	"admin_users":                 "",
 	"autodb_idle_timeout":         "3600",
 	"client_idle_timeout":         "0",

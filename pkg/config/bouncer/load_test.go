@@ -71,7 +71,8 @@ func TestLoadGood(t *testing.T) {
 		},
 		IgnoreStartupParameters: []string{"extra_float_digits", "search_path"},
 		LogDisconnections:       true,
-		LogPoolerErrors:         true,
+		LogStats:                true, SyslogFacility: "daemon", SyslogIdent: "pgbouncer", Peers: []Peer{{1, "192.168.1.5", 6433, 0}, {2, "/run/pgsteer", 6432, 4}}, PeerID: 3,
+		LogPoolerErrors: true,
 		Users: []User{
 			{"app", `plain "quoted" password`},
 			{"old", "md5e4f0b1c5d1c0a1d1f1f1b1c5d1c0a1d1"},
@@ -110,6 +111,7 @@ func TestLoadGood(t *testing.T) {
 		texts = append(texts, w.String())
 	}
 	wantTexts := []string{
+		"testdata/good.ini: cancel requests are not passed on to [peers] yet",
 		"testdata/good.txt: the secrets in it can be read by everyone on this host (mode 0644)",
 		`testdata/good.txt: user "postgres" of admin_users is not in it and cannot log in`,
 		`testdata/good.txt: user "old" has an md5 secret and cannot log in with scram-sha-256`,
@@ -143,7 +145,7 @@ func TestLoadDefaults(t *testing.T) {
 		ServerLifetime: 3600 * time.Second, ServerIdleTimeout: 600 * time.Second,
 		QueryWaitTimeout: 120 * time.Second, ClientLoginTimeout: 60 * time.Second,
 		CancelWaitTimeout: 10 * time.Second, SuspendTimeout: 10 * time.Second, StatsPeriod: 60 * time.Second,
-		LogConnections: true, LogDisconnections: true, LogPoolerErrors: true,
+		LogConnections: true, LogDisconnections: true, LogPoolerErrors: true, LogStats: true, SyslogFacility: "daemon", SyslogIdent: "pgbouncer",
 		Databases: []Database{{Name: "d", Host: "h", Port: 5432, DBName: "d", PoolSize: 20}},
 	}
 	for _, s := range got.Settings {

@@ -21,8 +21,12 @@ type rule[T any] struct {
 
 // The rules that recur.
 const (
-	mootUnix   = "there is no unix socket to listen on"
-	mootSyslog = "logging to syslog is off"
+	mootConffile = "the file is the one on the command line"
+	mootJobName  = "no name is made of it here"
+	mootBuffers  = "buffers are shared, and sized by the traffic"
+	mootResolver = "names are resolved as the system does it"
+	mootService  = "it is for Windows"
+	mootUnix     = "there is no unix socket to listen on"
 )
 
 func supported[T any](set func(dst *T, value string) error) rule[T] { return rule[T]{set: set} }
@@ -80,6 +84,9 @@ const (
 	minPacket = 1024
 	// maxKeepCount is the kernel's MAX_TCP_KEEPCNT.
 	maxKeepCount = 127
+	maxPeerID    = 16383 // PgBouncer's: it has 14 bits in a cancel key
+	maxPeers     = 16383
+	maxVerbose   = 9
 	// A day, in seconds: averages over more say nothing.
 	maxStatsPeriod = 86400
 )
