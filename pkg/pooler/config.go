@@ -41,6 +41,10 @@ type Config struct {
 	AuthMethod pgwire.AuthMethod
 	Users      map[string]pgwire.Secret
 
+	// ClientTLS is about connections from clients, ServerTLS about those to
+	// servers. None of it concerns Unix sockets.
+	ClientTLS, ServerTLS TLS
+
 	// AuthSeed is the secret behind the made-up answers to users who do not
 	// exist, see pgwire.NewAuthenticator. Empty: a random one.
 	AuthSeed []byte

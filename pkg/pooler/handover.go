@@ -122,7 +122,14 @@ func (m *machine) depart(c *conn) {
 	} else {
 		sv = cl.server
 	}
+	if cl != nil && !cl.stays && cl.state != clientClosing && (cl.tls != nil || sv != nil && sv.tls != nil && cl.mode == PoolSession) {
+		m.stay(cl)
+	}
 	switch {
+	case sv != nil && sv.tls != nil:
+		if cl == nil && m.serverSpare(sv) {
+			m.closeServer(sv, "TLS session cannot be handed over")
+		}
 	case cl != nil && sv != nil:
 		if m.pairRests(cl, sv) {
 			m.departPair(cl, sv)
@@ -172,7 +179,7 @@ func (m *machine) dispatch(item carriedItem, b baggage, fds ...int) {
 // clean reports whether no message of a connection has been passed in part, in
 // either direction, and it has not come to its end.
 func (c *conn) clean() bool {
-	return !c.dropped && !c.ended && !c.broken && !c.bye && c.out == nil && len(c.spill) == 0 && c.in.atBoundary()
+	return c.tls == nil && !c.dropped && !c.ended && !c.broken && !c.bye && c.out == nil && len(c.spill) == 0 && c.in.atBoundary()
 }
 
 // clientRests reports whether a client without a server can be handed over. What
@@ -184,7 +191,20 @@ func (m *machine) clientRests(cl *client) bool {
 // serverRests reports whether a server without a client can be handed over. Those
 // that clients who stay here need are kept.
 func (m *machine) serverRests(sv *server) bool {
-	return (sv.state == serverIdle || sv.state == serverUsed) && sv.atEase() && !sv.tainted && sv.epoch == sv.pool.epoch && (sv.pool.staying == 0 || sv.pool.idle.n > min(sv.pool.staying, (sv.pool.size+1)/2))
+	return sv.atEase() && !sv.tainted && sv.epoch == sv.pool.epoch && m.serverSpare(sv)
+}
+
+// serverSpare reports whether a server is free, and nobody who stays needs it.
+func (m *machine) serverSpare(sv *server) bool {
+	return (sv.state == serverIdle || sv.state == serverUsed) &&
+		(sv.pool.staying == 0 || sv.pool.idle.n > min(sv.pool.staying, (sv.pool.size+1)/2))
+}
+
+// stay keeps a client here until it goes, or is told to.
+func (m *machine) stay(cl *client) {
+	cl.stays = true
+	cl.pool.staying++
+	m.heir.staying++
 }
 
 // pairRests reports whether a client can be handed over with the server that it
@@ -287,9 +307,7 @@ func (m *machine) answeredByHeir(seq uint64, refused bool) {
 	h.asOf = m.now
 	if refused {
 		if b.cl != nil && b.cl.state == clientLeaving {
-			b.cl.stays = true
-			b.cl.pool.staying++
-			h.staying++
+			m.stay(b.cl)
 		}
 		m.takeBack(b)
 		if b.cl == nil && b.sv.state == serverIdle {

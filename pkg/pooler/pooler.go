@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -34,6 +35,8 @@ type Pooler struct {
 	refreshedAt time.Duration   // the loop's
 	late        context.Context // ends when the loop has ended
 	lateEnd     context.CancelFunc
+	// handshakes holds an entry for each handshake that computes.
+	handshakes chan struct{}
 
 	clients atomic.Int64 // connected
 	parting atomic.Int64 // goroutines that wait for a client's close
@@ -58,7 +61,7 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pooler{log: log, done: make(chan struct{})}
+	p := &Pooler{log: log, done: make(chan struct{}), handshakes: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	p.inForce.Store(s)
 	p.addresses = newAddressBook(p.addressesChanged)
 	if config.lookup != nil {

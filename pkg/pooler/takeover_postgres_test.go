@@ -317,3 +317,48 @@ func dialControl(t *testing.T, path string) *control {
 	}
 	return newControl(conn)
 }
+
+// TestTakeoverUnderTLS: sessions under TLS stay in the old pooler, which serves
+// them, and ends after them.
+func TestTakeoverUnderTLS(t *testing.T) {
+	postgres(t)
+	overTLS = true
+	defer func() { overTLS = false }()
+	d := newDynasty(t, nil)
+	ctx := testContext(t)
+	conn := d.now.connect()
+	asks := func() {
+		t.Helper()
+		var n int
+		if err := conn.QueryRow(ctx, "select 42").Scan(&n); err != nil || n != 42 {
+			t.Fatalf("%d, %v", n, err)
+		}
+	}
+	asks()
+	old := d.next()
+	until(t, "the old pooler to know", func() bool {
+		stays := 0
+		old.ask(func(m *machine) {
+			if m.heir != nil {
+				stays = m.heir.staying
+			}
+		})
+		return stays == 1
+	})
+	asks()
+	other := d.now.connect()
+	if err := other.Ping(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if s := d.now.Snapshot(); s.Clients != 1 {
+		t.Errorf("the new pooler has %d clients, want 1", s.Clients)
+	}
+	asks()
+	if err := conn.Close(ctx); err != nil {
+		t.Error(err)
+	}
+	old.ends()
+	if err := other.Ping(ctx); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -370,7 +370,7 @@ func TestHandoverKnowsAllState(t *testing.T) {
 		{server{}, `conn state pool lk client id key network addr host byName local vars epoch expects flight skipping copyIn stalled tainted
 			touched status lastType prepared unnamedSeq flightNo unnamedFlight cancels cancelled cut graceful rolledBack setError
 			testing unreset openedAt since usedAt busyAt`},
-		{conn{}, `slot gen fd cl sv readable ended broken writable queued dirty dropped noted parked in out spill bye`},
+		{conn{}, `slot gen fd cl sv readable ended broken writable queued dirty dropped noted parked tls tlsInfo in out spill bye`},
 		{framer{}, `gather want left drop small`},
 	} {
 		known := strings.Fields(x.known)
