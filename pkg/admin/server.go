@@ -44,7 +44,9 @@ type Config struct {
 	// server runs, from several goroutines. Nil is none.
 	Routers     func() []Router
 	Replication func() Replication
-	Log         *slog.Logger
+	// Notifier returns what tells people, called as the two above.
+	Notifier func() Notifier
+	Log      *slog.Logger
 }
 
 // Server takes orders.
@@ -52,6 +54,7 @@ type Server struct {
 	controller  *lb.Controller
 	routers     func() []Router
 	replication func() Replication
+	notifier    func() Notifier
 	log         *slog.Logger
 	socket      *socket
 	http        *http.Server
@@ -64,12 +67,15 @@ func Open(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{controller: cfg.Controller, routers: cfg.Routers, replication: cfg.Replication, log: cfg.Log, socket: l}
+	s := &Server{controller: cfg.Controller, routers: cfg.Routers, replication: cfg.Replication, notifier: cfg.Notifier, log: cfg.Log, socket: l}
 	if s.routers == nil {
 		s.routers = func() []Router { return nil }
 	}
 	if s.replication == nil {
 		s.replication = func() Replication { return nil }
+	}
+	if s.notifier == nil {
+		s.notifier = func() Notifier { return nil }
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/backends", s.backends)
@@ -78,6 +84,8 @@ func Open(cfg Config) (*Server, error) {
 	mux.HandleFunc("POST /v1/routers/{name}/resign", s.resign)
 	mux.HandleFunc("POST /v1/routers/{name}/takeover", s.takeover)
 	mux.HandleFunc("GET /v1/sync", s.syncStatus)
+	mux.HandleFunc("GET /v1/notify", s.notifyStatus)
+	mux.HandleFunc("POST /v1/notify/test", s.notifyTest)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, http.StatusNotFound, fmt.Errorf("there is no %s %s", r.Method, r.URL.Path))
 	})

@@ -17,6 +17,9 @@ type State struct {
 	// link.
 	Synced   bool `json:"synced"`
 	Draining bool `json:"draining"` // it is being taken out of service
+	// Said is what the node has told people, in the words of its notifier, with
+	// its own version. The link carries it, and does not look into it.
+	Said json.RawMessage `json:"said,omitempty"`
 }
 
 // RouterState is a virtual router as its node sees it.
@@ -69,12 +72,13 @@ func (s *State) serves() []netip.Addr {
 	return slices.Compact(out)
 }
 
-// appendState appends the frame of a state. One that is too long goes without
-// the backends: what the election needs comes first. Whole is false then.
+// appendState appends the frame of a state. One that is too long goes without what
+// was said and without the backends: what the election needs comes first. Whole is
+// false then.
 func appendState(dst []byte, s State) (out []byte, whole bool, err error) {
 	body, err := json.Marshal(s)
 	if err == nil && len(body) > maxState {
-		s.Backends = nil
+		s.Said, s.Backends = nil, nil
 		body, err = json.Marshal(s)
 	} else {
 		whole = true
