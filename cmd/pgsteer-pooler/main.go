@@ -3,12 +3,17 @@
 //
 //	pgsteer-pooler [-check] [-version] FILE.ini
 //
-// SIGHUP has it read its configuration again, as the console's RELOAD does. If
-// something is wrong with it, the log says what, and all stays as it was.
+// The signals are PgBouncer's but for SIGTERM, which does not wait for ever:
 //
-// SIGTERM and SIGINT end it: it accepts no more clients, lets transactions come
-// to their end, and closes the clients with SQLSTATE 57P01. A second signal
-// ends it at once.
+//	SIGHUP   reads the configuration again, as the console's RELOAD does; if it
+//	         is bad, the log says why, and all stays as it was
+//	SIGTERM  ends it: no more clients are taken, those without a transaction are
+//	         closed with SQLSTATE 57P01, the others when they have ended theirs,
+//	         which they have 30 s for
+//	SIGINT   the same without the limit, as SHUTDOWN WAIT_FOR_SERVERS does
+//	SIGQUIT  ends it at once, as does a second SIGTERM or SIGINT
+//	SIGUSR1  pauses it, as PAUSE does
+//	SIGUSR2  goes on, as RESUME does
 //
 // The exit status is 0 after a signal, 1 when something failed, 2 when the
 // command line or the configuration makes no sense.
@@ -24,7 +29,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
@@ -80,20 +84,36 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stdout, "%s: configuration is valid\n", opts.file)
 		return exitOK
 	}
-	log := slog.New(slog.NewTextHandler(stderr, nil))
-	if err := serve(config, loader, log); err != nil {
+	out := &logs{stderr: stderr}
+	log := out.logger()
+	if err := start(&file, config, loader, out, log); err != nil {
 		log.Error(err.Error())
 		return exitFailure
 	}
 	return exitOK
 }
 
+// start does what the file says about the process, and serves.
+func start(file *bouncer.Config, config pooler.Config, loader *bouncer.Loader, out *logs, log *slog.Logger) error {
+	if err := become(file.RunUser); err != nil {
+		return err
+	}
+	if err := out.configure(file); err != nil {
+		return err
+	}
+	remove, err := writePID(file.PIDFile, log)
+	if err != nil {
+		return err
+	}
+	defer remove()
+	return serve(config, &reloader{loader: loader, log: log, out: out}, log)
+}
+
 // serve is the pooler's life.
-func serve(config pooler.Config, loader *bouncer.Loader, log *slog.Logger) error {
+func serve(config pooler.Config, r *reloader, log *slog.Logger) error {
 	if err := setLimits(&config, log); err != nil {
 		return err
 	}
-	r := &reloader{loader: loader, log: log}
 	config.Reread, config.Change = r.reread, r.change
 	p, err := pooler.Open(config, log)
 	if err != nil {
@@ -102,7 +122,7 @@ func serve(config pooler.Config, loader *bouncer.Loader, log *slog.Logger) error
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(signals, obeyed...)
 	defer signal.Stop(signals)
 	ended := make(chan struct{})
 	watched := make(chan error, 1)
@@ -118,31 +138,6 @@ func serve(config pooler.Config, loader *bouncer.Loader, log *slog.Logger) error
 		log.Info("stopped")
 	}
 	return err
-}
-
-// obey does what signals say until the pooler has ended: SIGHUP reads the
-// configuration again, others end it, at once at the second.
-func obey(signals <-chan os.Signal, ended <-chan struct{}, cancel func(), p *pooler.Pooler, log *slog.Logger) error {
-	stopping := false
-	for {
-		select {
-		case s := <-signals:
-			switch {
-			case s == syscall.SIGHUP:
-				reload(p, log)
-			case stopping:
-				log.Info("stopping at once", "signal", s.String())
-				return p.Close()
-			default:
-				stopping = true
-				log.Info("stopping: transactions may come to their end", "signal", s.String())
-				notify(daemon.SdNotifyStopping, log)
-				cancel()
-			}
-		case <-ended:
-			return nil
-		}
-	}
 }
 
 // notify tells systemd how we are, if it started us.

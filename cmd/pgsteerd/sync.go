@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -37,7 +38,10 @@ type replication struct {
 	routers  []*vrrp.Router         // set before it runs
 	said     func() json.RawMessage // what people were told; set before it runs; nil: they are not told
 
+	life uint64 // see flowsync.RouterState.Run
+
 	mu     sync.Mutex
+	moves  peerMoves
 	copied bool   // this node has a copy of the other node's connections
 	blind  string // a backend that the other node finds to be up, and this one does not; "": none
 }
@@ -52,7 +56,7 @@ func (d *balancerDaemon) openSync() error {
 	if err != nil {
 		return err
 	}
-	r := &replication{datapath: d.balancer, checks: d.checker.Snapshot, nudge: d.checker.Nudge, log: d.log}
+	r := &replication{life: rand.Uint64(), datapath: d.balancer, checks: d.checker.Snapshot, nudge: d.checker.Nudge, log: d.log}
 	r.link, err = flowsync.Open(flowsync.Config{
 		Listen: c.Listen, Peer: c.Peer, Key: key, Node: d.cfg.Node, Services: services(d.cfg), Heartbeat: c.Heartbeat,
 		Table: d.balancer, State: r.state, OnSynced: r.synced, Log: d.log,
@@ -104,6 +108,9 @@ func (r *replication) watch(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			peer, ago, ok := r.link.Peer()
+			if ok {
+				r.note(peer, time.Now().Add(-ago))
+			}
 			if !ok || ago > stale {
 				r.sees("")
 				continue
@@ -149,6 +156,7 @@ func (r *replication) state() flowsync.State {
 		state := flowsync.RouterState{
 			Name: v.Name, VRID: v.VRID, V6: v.Source.Is6(), State: v.State.String(), Leased: v.Lease > 0,
 			Priority: v.EffectivePriority, Reason: v.Reason, Age: time.Since(v.Since),
+			Run: r.life, Moves: lastMoves(&v, time.Now()),
 		}
 		for _, p := range v.Addresses {
 			state.Addresses = append(state.Addresses, p.Addr())

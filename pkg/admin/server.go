@@ -44,7 +44,10 @@ type Config struct {
 	// server runs, from several goroutines. Nil is none.
 	Routers     func() []Router
 	Replication func() Replication
-	// Notifier returns what tells people, called as the two above.
+	// PeerHistory returns the moves that the other node has told of, the oldest
+	// first, by a virtual router's number and family. Nil is none.
+	PeerHistory func(vrid uint8, v6 bool) []PeerChange
+	// Notifier returns what tells people, called as the first two.
 	Notifier func() Notifier
 	Log      *slog.Logger
 }
@@ -54,6 +57,7 @@ type Server struct {
 	controller  *lb.Controller
 	routers     func() []Router
 	replication func() Replication
+	peerHistory func(vrid uint8, v6 bool) []PeerChange
 	notifier    func() Notifier
 	log         *slog.Logger
 	socket      *socket
@@ -67,7 +71,9 @@ func Open(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{controller: cfg.Controller, routers: cfg.Routers, replication: cfg.Replication, notifier: cfg.Notifier, log: cfg.Log, socket: l}
+	s := &Server{
+		controller: cfg.Controller, routers: cfg.Routers, replication: cfg.Replication, peerHistory: cfg.PeerHistory, notifier: cfg.Notifier, log: cfg.Log, socket: l,
+	}
 	if s.routers == nil {
 		s.routers = func() []Router { return nil }
 	}
@@ -76,6 +82,9 @@ func Open(cfg Config) (*Server, error) {
 	}
 	if s.notifier == nil {
 		s.notifier = func() Notifier { return nil }
+	}
+	if s.peerHistory == nil {
+		s.peerHistory = func(uint8, bool) []PeerChange { return nil }
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/backends", s.backends)

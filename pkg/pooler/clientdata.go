@@ -67,6 +67,9 @@ func (m *machine) clientReceived(cl *client, b []byte) {
 // turn is a connection's turn: it processes input set aside, and reports
 // whether the socket is to be read.
 func (m *machine) turn(c *conn) (read bool) {
+	if m.suspended && m.park(c) {
+		return false
+	}
 	cl := c.cl
 	if cl == nil {
 		// What a server sends is read unless its client has to take in

@@ -26,6 +26,12 @@ var (
 	emptyForm = regexp.MustCompile(`^(?:[ \t\n\r;]|--[^\n]*)*$`)
 )
 
+// Bounds of a command's words, as in PgBouncer (admin_parse_query).
+const (
+	maxName     = 15
+	maxArgument = 63
+)
+
 // unquote returns the word that a match of commandWord stands for.
 func unquote(word string) string {
 	if s, ok := strings.CutPrefix(word, `"`); ok {
@@ -52,6 +58,10 @@ func (s *console) query(body []byte) {
 		return
 	}
 	if m := commandForm.FindStringSubmatch(q); m != nil {
+		if len(m[1]) > maxName || len(m[2]) > maxArgument {
+			s.fail(codeConsole, "bad arguments")
+			return
+		}
 		s.command(q, strings.ToLower(unquote(m[1])), unquote(m[2]))
 		return
 	}
@@ -103,17 +113,17 @@ func (s *console) show(q, what string) {
 		s.done("SHOW")
 		return
 	}
-	switch what {
-	case "dns_hosts", "dns_zones", "fds", "peers", "peer_pools":
-		s.fail(pgwire.CodeFeatureNotSupported, "command not supported: SHOW %s", strings.ToUpper(what))
-		return
-	}
 	show := shows[what]
 	if show == nil {
 		s.invalid(q)
 		return
 	}
-	if err := show(s); err != nil {
+	switch err := show(s); err {
+	case nil:
+	case errAdmin:
+		s.answer("", err)
+		return
+	default:
 		s.err = err
 		return
 	}
@@ -123,9 +133,27 @@ func (s *console) show(q, what string) {
 // help answers SHOW HELP.
 func (s *console) help() error {
 	notice := pgwire.NewError("NOTICE", codeSuccess, "Console usage")
-	notice.Detail = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|VERSION\n" +
-		"\tSHOW SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE\n" +
-		"\tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS"
+	notice.Detail = helpText
 	s.rows.Buf = notice.AppendNotice(s.rows.Buf)
 	return nil
 }
+
+// helpText is PgBouncer's.
+const helpText = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|VERSION\n" +
+	"\tSHOW PEERS|PEER_POOLS\n" +
+	"\tSHOW FDS|SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE\n" +
+	"\tSHOW DNS_HOSTS|DNS_ZONES\n" +
+	"\tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS\n" +
+	"\tSET key = arg\n" +
+	"\tRELOAD\n" +
+	"\tPAUSE [<db>]\n" +
+	"\tRESUME [<db>]\n" +
+	"\tDISABLE <db>\n" +
+	"\tENABLE <db>\n" +
+	"\tRECONNECT [<db>]\n" +
+	"\tKILL [<db>]\n" +
+	"\tKILL_CLIENT <client_id>\n" +
+	"\tSUSPEND\n" +
+	"\tSHUTDOWN\n" +
+	"\tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS\n" +
+	"\tWAIT_CLOSE [<db>]"

@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pgsteer/pgsteer/pkg/pgwire"
@@ -23,7 +24,7 @@ const (
 	consoleDatabase = "pgbouncer"
 	// consoleVersion is the version of PgBouncer that the console is like. Tools
 	// go by it.
-	consoleVersion = "1.24.1"
+	consoleVersion = "1.25.2"
 	// maxConsoles bounds the sessions. They are not among the clients, so that
 	// the console can be reached when those are too many.
 	maxConsoles = 64
@@ -46,6 +47,9 @@ type console struct {
 	err   error // of a write: the session is over
 
 	connectedAt time.Time
+	key         pgwire.CancelKey
+	cancelled   chan struct{} // by a cancel request
+	killed      atomic.Bool   // by KILL_CLIENT
 
 	mu          sync.Mutex
 	requestedAt time.Time
@@ -79,7 +83,10 @@ func (p *Pooler) openConsole(conn net.Conn, who newcomer) (*console, error) {
 	if len(p.consoles.open) >= maxConsoles {
 		return nil, errConsoles
 	}
-	s := &console{p: p, conn: conn, who: who, admin: admin, connectedAt: time.Now()}
+	s := &console{
+		p: p, conn: conn, who: who, admin: admin, connectedAt: time.Now(),
+		key: pgwire.NewCancelKey(who.protocol), cancelled: make(chan struct{}, 1),
+	}
 	p.consoles.open = append(p.consoles.open, s)
 	return s, nil
 }
@@ -90,6 +97,15 @@ func (p *Pooler) closeConsole(s *console) {
 	defer p.consoles.mu.Unlock()
 	p.consoles.commands += s.commands
 	p.consoles.open = slices.DeleteFunc(p.consoles.open, func(o *console) bool { return o == s })
+	if len(p.consoles.open) == 0 {
+		// Nobody is left who could resume.
+		p.loop.post(func() {
+			if p.loop.m.suspended {
+				p.log.Info("admin disappeared when suspended, doing RESUME")
+				p.resume()
+			}
+		})
+	}
 }
 
 // openConsoles returns the sessions, and how many commands they and those
@@ -141,8 +157,11 @@ func (s *console) run() {
 // leave ends a session for a reason that the client may not know yet.
 func (s *console) leave(err error) {
 	s.p.closeConsole(s)
-	if s.p.late.Err() != nil {
+	switch {
+	case s.p.late.Err() != nil:
 		err = errShutdown
+	case s.killed.Load():
+		err = errForced
 	}
 	e, ok := errors.AsType[*pgwire.Error](err)
 	if !ok {
@@ -185,8 +204,7 @@ func (s *console) greet() {
 	} {
 		out = pgwire.AppendParameterStatus(out, p.Name, p.Value)
 	}
-	// No command runs long enough to be cancelled: the key opens nothing.
-	out = pgwire.AppendBackendKeyData(out, pgwire.NewCancelKey(s.who.protocol))
+	out = pgwire.AppendBackendKeyData(out, s.key)
 	s.rows.Buf = pgwire.AppendReadyForQuery(out, pgwire.TxIdle)
 	s.flush()
 }

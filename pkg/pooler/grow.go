@@ -55,6 +55,9 @@ func (p *pool) wanted() int {
 
 // grow dials servers while clients wait for more than are on their way.
 func (m *machine) grow(p *pool) {
+	if p.paused || m.suspended {
+		return // until RESUME
+	}
 	m.checkUnused(p)
 	if p.blocked {
 		return // until settleLimits
@@ -143,7 +146,7 @@ func (m *machine) tickSize(p *pool) {
 	for p.open() > p.size+p.reserve && (p.used.head != nil || p.idle.head != nil) {
 		m.closeServer(cmp.Or(p.used.head, p.idle.head), "too many servers in the pool")
 	}
-	if p.dialing == 0 && p.live() < p.minSize && p.live() < p.size && (p.population() > 0 || p.db.User != "") &&
+	if p.dialing == 0 && !p.paused && p.live() < p.minSize && p.live() < p.size && (p.population() > 0 || p.db.User != "") &&
 		m.now >= p.retryAt && !m.stopping && !m.dbFull(p) && !m.userFull(p) {
 		m.open(p)
 	}

@@ -12,6 +12,10 @@ const tickInterval = 250 * time.Millisecond
 
 // tick enforces what depends on the time alone.
 func (m *machine) tick() {
+	if m.suspended {
+		m.tickSuspended()
+		return
+	}
 	for _, p := range m.pools {
 		m.tickClients(p)
 		m.tickServers(p)
@@ -21,6 +25,7 @@ func (m *machine) tick() {
 		}
 	}
 	m.tickTimeouts()
+	m.tickFastClose()
 	m.tickUnusedPools()
 	m.tickStarved()
 	m.settleLimits()
@@ -109,8 +114,9 @@ func (m *machine) stopNow() {
 	}
 }
 
-// ended reports whether the end has come: stopping, and no client left.
-func (m *machine) ended() bool { return m.stopping && m.population == 0 }
+// ended reports whether the end has come: stopping or unloading, and no client
+// left.
+func (m *machine) ended() bool { return (m.stopping || m.unloading) && m.population == 0 }
 
 // abandon drops all connections, the clients' first: their servers learn how
 // they were left.

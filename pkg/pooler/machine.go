@@ -3,6 +3,7 @@ package pooler
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -44,6 +45,9 @@ type limits struct {
 	serverLifetime time.Duration
 	serverIdle     time.Duration
 	cancelWait     time.Duration
+	suspendTimeout time.Duration
+	logStats       bool
+	loginNotice    []byte // a message; nil: none
 	statsPeriod    time.Duration
 	parting        time.Duration // for a client that took its leave to close
 	resetMsg       []byte        // the query that cleans a session for the next client; nil: none
@@ -55,6 +59,7 @@ type limits struct {
 	checkDelay     time.Duration // for servers that were not used for so long
 	poolIdle       time.Duration // after which an unused pool is forgotten; 0: never
 	autoIdle       time.Duration // one of a database that the entry * made; 0: never
+	fastClose      bool          // a server that is to be replaced goes though a session goes on there
 	roundRobin     bool          // servers are used in turn
 	noPQExec       bool          // simple queries are refused
 	maxPacket      int           // bytes of a client's message; 0: any number
@@ -94,6 +99,9 @@ func limitsOf(c *Config) limits {
 		serverLifetime: c.ServerLifetime,
 		serverIdle:     c.ServerIdleTimeout,
 		cancelWait:     c.CancelWaitTimeout,
+		suspendTimeout: c.SuspendTimeout,
+		logStats:       c.LogStats,
+		loginNotice:    noticeMsg(c.LoginNotice),
 		statsPeriod:    c.StatsPeriod,
 		parting:        cmp.Or(c.parting, partingTimeout),
 		resetMsg:       queryMsg(c.ServerResetQuery),
@@ -105,6 +113,7 @@ func limitsOf(c *Config) limits {
 		checkDelay:     c.ServerCheckDelay,
 		poolIdle:       c.PoolIdleTimeout,
 		autoIdle:       c.AutoDBIdleTimeout,
+		fastClose:      c.ServerFastClose,
 		roundRobin:     c.ServerRoundRobin,
 		noPQExec:       c.DisablePQExec,
 		maxPacket:      c.MaxPacketSize,
@@ -167,6 +176,15 @@ type machine struct {
 	spills [][]byte
 	one    [1][]byte
 
+	// What the console's commands have done: see pause.go and suspend.go.
+	marks         map[string]mark // by database
+	paused        bool            // all databases
+	watches       []watch
+	suspended     bool
+	clientsParked bool
+	suspendedAt   time.Duration
+	unloading     bool
+
 	// stopping: no transaction is begun any more; whoever ends one is told to
 	// go.
 	stopping bool
@@ -182,6 +200,7 @@ func newMachine(l limits, w world, log *slog.Logger) *machine {
 		world:    w,
 		log:      log,
 		pools:    make(map[poolKey]*pool),
+		marks:    make(map[string]mark),
 		dbUses:   make(usages),
 		userUses: make(usages),
 		byPID:    make(map[uint32]*client),
@@ -238,6 +257,10 @@ func (m *machine) find(slot, gen uint32) *conn {
 // newcomer is a client that has logged in.
 type newcomer struct {
 	fd       int
+	tls      *tlsSession
+	tlsInfo  string
+	certs    []*x509.Certificate // the client's, checked
+	binding  []byte              // to the TLS session, for SCRAM-SHA-256-PLUS
 	id       uint64
 	database *Database
 	from     *settings // that the database is from
@@ -264,7 +287,7 @@ func (m *machine) addClient(n newcomer) *client {
 		vars: n.vars, varsSet: n.varsSet, connectedAt: m.now,
 		mode: p.mode, renames: m.maxPrepared(p) > 0,
 	}
-	cl.cl = cl
+	cl.cl, cl.tls, cl.tlsInfo = cl, n.tls, n.tlsInfo
 	m.enter(&cl.conn, n.fd)
 	m.population++
 	cl.use = m.userUses.take(n.login)
@@ -284,6 +307,10 @@ func (m *machine) addClient(n newcomer) *client {
 	switch {
 	case m.stopping:
 		m.refuseClient(cl, refusedShutdown, errShutdown)
+	case m.unloading:
+		m.refuseClient(cl, refusedShutdown, errShuttingDown)
+	case m.marks[p.key.database].disabled:
+		m.refuseClient(cl, refusedDisabled, errDisabled(p.key.database))
 	case p.db.MaxClientConnections > 0 && p.dbUse.clients > p.db.MaxClientConnections:
 		m.refuseClient(cl, refusedDBClients, errDBClients)
 	case m.userClientsFull(cl):
@@ -315,6 +342,7 @@ func (m *machine) greet(cl *client) {
 		out = pgwire.AppendParameterStatus(out, p.Name, value)
 	}
 	out = pgwire.AppendBackendKeyData(out, cl.key)
+	out = append(out, m.limits.loginNotice...)
 	m.emit(&cl.conn, pgwire.AppendReadyForQuery(out, pgwire.TxIdle))
 	m.moveClient(cl, clientIdle)
 	m.wake(&cl.conn)

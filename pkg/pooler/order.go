@@ -9,29 +9,29 @@ import (
 // orders are the commands that change something, for admins alone. Q is the
 // whole command, for errors.
 var orders = map[string]func(s *console, q, arg string){
-	"reload": (*console).reload,
+	"disable":     (*console).disable,
+	"enable":      (*console).enable,
+	"kill":        (*console).kill,
+	"kill_client": (*console).killClient,
+	"pause":       (*console).pause,
+	"reconnect":   (*console).reconnect,
+	"reload":      (*console).reload,
+	"resume":      (*console).resume,
+	"shutdown":    (*console).shutdown,
+	"suspend":     (*console).suspend,
+	"wait_close":  (*console).waitClose,
 }
 
-// order carries out a command that changes something. As in PgBouncer, which
-// commands there are is told to everybody.
+// order carries out a command that changes something.
 func (s *console) order(q, name, arg string) {
 	do := orders[name]
 	switch {
-	case do != nil && s.admin:
-		do(s, q, arg)
-	case do != nil:
+	case do == nil:
+		s.invalid(q)
+	case !s.admin:
 		s.fail(codeConsole, "admin access needed")
 	default:
-		switch name {
-		case "disable", "enable", "kill", "kill_client", "pause", "reconnect", "resume", "shutdown", "suspend", "wait_close":
-			if s.admin {
-				s.fail(pgwire.CodeFeatureNotSupported, "command not supported: %s", strings.ToUpper(name))
-			} else {
-				s.fail(codeConsole, "admin access needed")
-			}
-			return
-		}
-		s.invalid(q)
+		do(s, q, arg)
 	}
 }
 

@@ -28,9 +28,11 @@ type pool struct {
 	lifetime         time.Duration
 	unusedAt         time.Duration // when it was last seen with clients or servers
 	dbUse, userUse   *usage
-	blocked          bool // by a limit that it shares with other pools
-	removed          bool // its database is no more
-	yield            bool // the next server that is free is closed in another pool's favour
+	blocked          bool   // by a limit that it shares with other pools
+	host             string // of the last server, if there is one right host at a time
+	removed          bool   // its database is no more
+	yield            bool   // the next server that is free is closed in another pool's favour
+	paused           bool   // by the console: no server for anybody
 	// resets: a server is cleaned by a query before the next client gets it.
 	resets bool
 
@@ -115,7 +117,7 @@ func (p *pool) live() int {
 // failing reports whether the pool has no server and the database refuses to
 // give it one.
 func (p *pool) failing(now time.Duration) bool {
-	return p.failure != nil && p.lasting && p.live() == 0 && now < p.retryAt
+	return p.failure != nil && p.lasting && p.live() == 0 && now < p.retryAt && !p.paused
 }
 
 // cachedFailure is what a client is told while logins are not tried again.
@@ -127,11 +129,15 @@ func (p *pool) cachedFailure() *pgwire.Error {
 // loggedIn is a server that a dial made.
 type loggedIn struct {
 	fd            int
+	tls           *tlsSession
+	tlsInfo       string
 	id            uint64
 	key           pgwire.CancelKey
 	params        paramList
 	epoch         uint64 // of the pool when the login began
 	network, addr string // where it is
+	host          string // of the database's, as the configuration has it
+	byName        bool   // host is a name that stands for addresses
 	local         netip.AddrPort
 }
 
@@ -140,12 +146,13 @@ func (m *machine) addServer(p *pool, n loggedIn) *server {
 	p.dialing--
 	p.failure, p.failures, p.retryAt = nil, 0, 0
 	p.stats.ServerLogins++
+	m.movedTo(p, n.host)
 	p.params = n.params
 	sv := &server{
-		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, local: n.local, vars: n.params.vars(),
+		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, host: n.host, byName: n.byName, local: n.local, vars: n.params.vars(),
 		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now, usedAt: m.now, epoch: n.epoch,
 	}
-	sv.sv = sv
+	sv.sv, sv.tls, sv.tlsInfo = sv, n.tls, n.tlsInfo
 	m.enter(&sv.conn, n.fd)
 	p.servers[serverNew]++
 	m.log.Log(context.Background(), m.limits.login, "new connection to server", "database", p.key.database, "user", p.key.user, "pid", sv.key.PID)
@@ -174,7 +181,7 @@ func (m *machine) loginFailed(p *pool, e *pgwire.Error, lasting bool) {
 		m.log.Warn("failed to log in to server", "database", p.key.database, "user", p.key.user,
 			"error", e.Message, "code", e.Code, "retry_in", wait)
 	}
-	if !lasting || p.live() > 0 {
+	if !lasting || p.live() > 0 || p.paused {
 		return
 	}
 	told := pgwire.NewError(pgwire.SeverityFatal, e.Code, e.Message)
@@ -309,6 +316,8 @@ func (m *machine) handOut(sv *server) {
 		m.closeServer(sv, "server lifetime over")
 	case sv.epoch != p.epoch:
 		m.closeServer(sv, reasonReconfigured)
+	case p.paused:
+		m.closeServer(sv, reasonPaused)
 	case sv.unreset && len(m.limits.resetMsg) > 0:
 		sv.unreset = false
 		m.test(sv, m.limits.resetMsg, resetFailed)
@@ -367,6 +376,7 @@ func (m *machine) serverGone(sv *server, reason string) {
 	if !m.blocked { // else others may have waited longer, see settleLimits
 		m.grow(sv.pool)
 	}
+	m.lookAround()
 }
 
 // lastingFailure tells a login that the server refuses for good from one that
@@ -377,6 +387,6 @@ func lastingFailure(err error) (e *pgwire.Error, lasting bool) {
 		class := e.Code[:min(2, len(e.Code))]
 		return pgwire.NewError(pgwire.SeverityFatal, e.Code, e.Message), class != "57" && class != "53"
 	}
-	lasting = errors.Is(err, pgwire.ErrNoCredentials)
+	lasting = errors.Is(err, pgwire.ErrNoCredentials) || tlsRefused(err)
 	return pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeConnectionFailure, "server connection failed: "+err.Error()), lasting
 }

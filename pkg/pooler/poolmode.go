@@ -63,6 +63,7 @@ func (m *machine) configure(p *pool) {
 	if p.mode == PoolInherit {
 		p.mode = PoolTransaction
 	}
+	p.paused = m.pausing(p)
 	p.lifetime = cmp.Or(p.db.ServerLifetime, m.limits.serverLifetime)
 	p.resets = len(m.limits.resetMsg) > 0 && (p.mode == PoolSession || m.limits.resetAlways)
 }

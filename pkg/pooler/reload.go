@@ -35,6 +35,11 @@ func (p *Pooler) reload(c Config) error {
 	p.inForce.Store(s)
 	p.loop.post(func() {
 		p.loop.m.reconfigure(s.limits, s.database)
+		if old.serverTLS.changed(s.serverTLS) {
+			for _, pl := range p.loop.m.pools {
+				p.loop.m.replaceServers(pl)
+			}
+		}
 		p.prefill()
 	})
 	return nil
@@ -84,6 +89,11 @@ var errDatabaseRemoved = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtoc
 // name, or returns nil.
 func (m *machine) reconfigure(l limits, database func(name string) *Database) {
 	m.limits = l
+	for name := range m.marks {
+		if database(name) == nil {
+			delete(m.marks, name)
+		}
+	}
 	for _, p := range m.pools {
 		db := database(p.key.database)
 		switch {
@@ -130,14 +140,25 @@ func (m *machine) follow(p *pool, db *Database) {
 // they become free.
 func (m *machine) replaceServers(p *pool) {
 	p.epoch++
+	p.host = ""
 	p.failure, p.failures, p.retryAt = nil, 0, 0 // what failed may work now
 	m.closeIdle(p, reasonReconfigured)
 }
 
+// noticeMsg returns the message for a notice to clients, nil for none.
+func noticeMsg(text string) []byte {
+	if text == "" {
+		return nil
+	}
+	return pgwire.NewError("NOTICE", codeSuccess, text).AppendNotice(nil)
+}
+
 // closeIdle closes the servers that are free.
 func (m *machine) closeIdle(p *pool, why string) {
-	for p.idle.head != nil {
-		m.closeServer(p.idle.head, why)
+	for _, l := range []*list[server]{&p.used, &p.idle} {
+		for l.head != nil {
+			m.closeServer(l.head, why)
+		}
 	}
 }
 

@@ -330,6 +330,9 @@ func (m *machine) serverParameter(sv *server, body []byte) bool {
 		m.serverBroken(sv, "malformed parameter status")
 		return false
 	}
+	if sv.pool.db.Target != TargetAny {
+		m.roleChanged(sv, name, value)
+	}
 	i := varIndex(name)
 	if i < 0 {
 		return true
