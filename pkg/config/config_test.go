@@ -101,7 +101,7 @@ func TestLoadFull(t *testing.T) {
 			Webhook: &NotifyURL{URL: Secret{File: "/etc/pgsteer/webhook-url"}, Key: Secret{File: "/etc/pgsteer/webhook-key"}, Timeout: 10 * time.Second},
 			Exec:    &NotifyExec{Command: []string{"/usr/local/bin/tell", "--loud", ""}, Timeout: time.Second},
 		},
-		Log:   Log{Level: "debug", Format: "json"},
+		Log: Log{Level: "debug", Format: "json"},
 	}
 	if diff := cmp.Diff(want, c, comparers); diff != "" {
 		t.Errorf("full.yaml (-want +got):\n%s", diff)
@@ -146,7 +146,7 @@ func TestMinimal(t *testing.T) {
 			StatsURL: "http://192.168.1.10:8404/stats", StateFile: "/var/lib/pgsteer/notify.json",
 			Coalesce: 2 * time.Second, Remind: time.Hour,
 		},
-		Log:   Log{Level: "info", Format: "text"},
+		Log: Log{Level: "info", Format: "text"},
 	}
 	if diff := cmp.Diff(want, c, comparers); diff != "" {
 		t.Errorf("Minimal (-want +got):\n%s", diff)

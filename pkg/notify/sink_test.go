@@ -140,18 +140,18 @@ func TestHTTPFailures(t *testing.T) {
 		want   string
 		after  time.Duration
 	}{
-		{"a failure", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no_service", 500) }, "the server answered 500 Internal Server Error no_service", 0},
+		{"a failure", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no_service", http.StatusInternalServerError) }, "the server answered 500 Internal Server Error no_service", 0},
 		{"a limit", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Retry-After", "30")
-			http.Error(w, "rate_limited", 429)
+			http.Error(w, "rate_limited", http.StatusTooManyRequests)
 		}, "the server answered 429 Too Many Requests rate_limited; it wants to be left alone for 30s", 30 * time.Second},
 		{"a date", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Retry-After", date)
-			w.WriteHeader(503)
+			w.WriteHeader(http.StatusServiceUnavailable)
 		}, "the server answered 503 Service Unavailable; it wants to be left alone for ", 40 * time.Second},
 		{"a redirection", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) }, "the server answered 302 Found", 0},
 		{"its own path", func(w http.ResponseWriter, r *http.Request) {
-			http.Error(w, "no "+r.URL.Path+" abcdefghijklmnop\x1b[2J", 404)
+			http.Error(w, "no "+r.URL.Path+" abcdefghijklmnop\x1b[2J", http.StatusNotFound)
 		}, "the server answered 404 Not Found no (secret) (secret) [2J", 0},
 		{"no answer", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "Timeout exceeded", 0},
 		{"a broken connection", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "EOF", 0},
