@@ -32,6 +32,12 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 		bouncer.AuthMD5:   pgwire.AuthMD5,
 		bouncer.AuthTrust: pgwire.AuthTrust,
 	}[f.AuthType]
+	if c.ClientTLS, err = tlsSide(&f.ClientTLS); err != nil {
+		return c, err
+	}
+	if c.ServerTLS, err = tlsSide(&f.ServerTLS); err != nil {
+		return c, err
+	}
 	c.MaxClients = f.MaxClientConn
 	c.PoolSize = f.DefaultPoolSize
 	if c.PoolMode, err = poolMode(f.PoolMode); err != nil {
@@ -118,6 +124,18 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 		c.Fallback = &d
 	}
 	return c, nil
+}
+
+func tlsSide(t *bouncer.TLS) (out pooler.TLS, err error) {
+	out = pooler.TLS{
+		KeyFile: t.KeyFile, CertFile: t.CertFile, CAFile: t.CAFile,
+		MinVersion: t.MinVersion, MaxVersion: t.MaxVersion, Ciphers: t.Ciphers, Curves: t.Curves,
+	}
+	if t.SSLMode == "" { // not from a file
+		return out, nil
+	}
+	out.Mode, err = pooler.ParseTLSMode(t.SSLMode)
+	return out, err
 }
 
 // poolMode turns PgBouncer's word for a pool mode, or "", into the pooler's.

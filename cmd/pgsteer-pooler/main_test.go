@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -71,6 +72,8 @@ func TestConfig(t *testing.T) {
 			UserTimeout: 31 * time.Millisecond, DeferAccept: true, Buffer: 32},
 		MinPoolSize: 11, ReservePoolSize: 12, ReservePoolTimeout: 13 * time.Second,
 		MaxDBConnections: 14, MaxDBClientConnections: 15, MaxUserConnections: 16, MaxUserClientConnections: 17,
+		ClientTLS:  pooler.TLS{Mode: pooler.TLSAllow, KeyFile: "k", CertFile: "c", CAFile: "a", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS12, Curves: []tls.CurveID{tls.CurveP384}},
+		ServerTLS:  pooler.TLS{Mode: pooler.TLSRequire, MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS13},
 		AuthMethod: pgwire.AuthSCRAM, MaxClients: 4000, PoolSize: 70, MaxPrepared: 99,
 		IgnoreStartup:        []string{"extra_float_digits", "search_path"},
 		ServerConnectTimeout: 3 * time.Second, ServerLoginRetry: 4 * time.Second, ServerLifetime: 5 * time.Second,

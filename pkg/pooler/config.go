@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -33,6 +34,10 @@ type Config struct {
 	// AuthMethod is how clients prove who they are, Users whom there is.
 	AuthMethod pgwire.AuthMethod
 	Users      map[string]pgwire.Secret
+
+	// ClientTLS is about connections from clients, ServerTLS about those to
+	// servers. None of it concerns Unix sockets.
+	ClientTLS, ServerTLS TLS
 
 	// AuthSeed is the secret behind the made-up answers to users who do not
 	// exist, see pgwire.NewAuthenticator. Empty: a random one.
@@ -145,6 +150,8 @@ type Config struct {
 	LogPoolerErrors   bool // log each error sent to a client
 
 	parting time.Duration // 0: partingTimeout
+	// lookup finds the addresses of a host. Nil: the system's resolver.
+	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
 }
 
 // Setting is a line of the configuration, for SHOW CONFIG.

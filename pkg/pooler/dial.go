@@ -160,9 +160,9 @@ func (p *Pooler) connectHost(ctx context.Context, db *Database, host string, tar
 
 // connectTo opens and logs in one server connection at a place.
 func (p *Pooler) connectTo(ctx context.Context, at place, target TargetSession, login pgwire.ServerLogin) (loggedIn, error) {
-	conn, err := p.conf().TCP.dial(ctx, at.network, at.addr)
+	conn, secured, err := p.dialServer(ctx, at.network, at.addr, at.host)
 	if err != nil {
-		return loggedIn{}, fmt.Errorf("connecting to server: %w", err)
+		return loggedIn{}, err
 	}
 	session, err := pgwire.ConnectServer(ctx, conn, login)
 	if err != nil {
@@ -176,13 +176,14 @@ func (p *Pooler) connectTo(ctx context.Context, at place, target TargetSession, 
 		return loggedIn{}, err
 	}
 	n := loggedIn{
-		id: p.ids.Add(1), key: session.Key, params: session.Params, host: at.host, byName: at.byName,
+		id: p.ids.Add(1), key: session.Key, params: session.Params, tls: secured, host: at.host, byName: at.byName,
 		network: at.network, addr: conn.RemoteAddr().String(), local: addrOf(conn.LocalAddr()),
 	}
 	if at.network == "unix" {
 		n.addr = at.addr
 	}
-	if n.fd, err = takeFD(conn); err != nil {
+	n.tlsInfo, _ = secured.describeTLS()
+	if n.fd, err = takeTLS(conn, secured); err != nil {
 		return loggedIn{}, err
 	}
 	return n, nil
@@ -202,9 +203,9 @@ func (p *Pooler) adoptServer(pl *pool, n loggedIn) {
 
 // cancelOn implements world: it sends a cancel request to a server.
 func (p *Pooler) cancelOn(sv *server) {
-	network, addr, key := sv.network, sv.addr, sv.key
+	network, addr, host, key := sv.network, sv.addr, sv.host, sv.key
 	p.wg.Go(func() {
-		if err := p.requestCancel(network, addr, key); err != nil {
+		if err := p.requestCancel(network, addr, host, key); err != nil {
 			p.log.Warn("failed to cancel on server", "server", key.PID, "error", err)
 		}
 		// At the end of the loop nobody waits for it any more.
@@ -212,15 +213,15 @@ func (p *Pooler) cancelOn(sv *server) {
 	})
 }
 
-func (p *Pooler) requestCancel(network, addr string, key pgwire.CancelKey) error {
+func (p *Pooler) requestCancel(network, addr, host string, key pgwire.CancelKey) error {
 	// What a client that left has asked for must not run on because we stop:
 	// then the request still has a second.
 	ctx, cancel := context.WithTimeout(context.Background(), p.conf().CancelWaitTimeout)
 	defer cancel()
 	defer context.AfterFunc(p.ctx, func() { time.AfterFunc(time.Second, cancel) })()
-	conn, err := p.conf().TCP.dial(ctx, network, addr)
+	conn, _, err := p.dialServer(ctx, network, addr, host)
 	if err != nil {
-		return fmt.Errorf("connecting to server: %w", err)
+		return err
 	}
 	defer conn.Close()
 	return pgwire.RequestCancel(ctx, conn, key)

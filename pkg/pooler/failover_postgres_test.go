@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -187,6 +190,86 @@ func TestRestartIsWaitedFor(t *testing.T) {
 	for i := range lost {
 		if lost[i] > 3 || done[i] == 0 {
 			t.Errorf("busy client %d: lost its server %d times in 3 restarts, %d queries done", i, lost[i], done[i])
+		}
+	}
+}
+
+// TestNameMoves has the address of a name change: the servers are replaced by
+// such at the new one, though nobody dials, and without an error.
+func TestNameMoves(t *testing.T) {
+	_, port := postgres(t)
+	front := newFronts(t, port, port)
+	var moved atomic.Bool
+	p := startPooler(t, func(c *Config) {
+		c.Fallback = nil
+		c.Databases = map[string]Database{"postgres": {Host: "db.example", Port: front.port}}
+		c.DNSMaxTTL, c.MinPoolSize = 10*time.Millisecond, 1
+		c.lookup = func(_ context.Context, host string) ([]netip.Addr, error) {
+			if host != "db.example" {
+				t.Errorf("asked for %q", host)
+			}
+			at := front.hosts[0]
+			if moved.Load() {
+				at = front.hosts[1]
+			}
+			return []netip.Addr{netip.MustParseAddr(at)}, nil
+		}
+	})
+	ctx := testContext(t)
+	a := p.connect()
+	if _, err := a.Exec(ctx, "begin"); err != nil {
+		t.Fatal(err)
+	}
+	moved.Store(true)
+	at := func() (addrs []string) {
+		p.ask(func(m *machine) {
+			for _, c := range m.slots {
+				if c != nil && c.sv != nil {
+					addrs = append(addrs, strings.Split(c.sv.addr, ":")[0])
+				}
+			}
+		})
+		return addrs
+	}
+	until(t, "the change to be seen", func() bool { return strings.Contains(p.log.String(), "addresses of host have changed") })
+	if got := at(); !slices.Equal(got, front.hosts[:1]) {
+		t.Errorf("servers at %v in the transaction", got)
+	}
+	if _, err := a.Exec(ctx, "commit"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "a server at the new address", func() bool { return slices.Equal(at(), front.hosts[1:]) })
+	if _, err := a.Exec(ctx, "select 1"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAskRole: a server that does not report its role is asked.
+func TestAskRole(t *testing.T) {
+	_, port := postgres(t)
+	ctx := testContext(t)
+	for _, option := range []string{"off", "on"} {
+		conn, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		session, err := pgwire.ConnectServer(ctx, conn, pgwire.ServerLogin{User: testUser, Database: "postgres",
+			Secret: pgwire.PlainSecret(testPassword), Params: []pgwire.Param{{Name: paramReadOnly, Value: option}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := role{readOnly: option == "on"}
+		if got, err := askRole(ctx, conn); got != want || err != nil {
+			t.Errorf("asked: %+v, %v, want %+v", got, err, want)
+		}
+		if got, ok := roleOf(session.Params); ok && got != want { // from version 14 on
+			t.Errorf("reported: %+v, want %+v", got, want)
+		}
+		// The check asks if the report is not there.
+		err = TargetReadWrite.check(ctx, conn, nil)
+		if fit := err == nil; fit == want.readOnly {
+			t.Errorf("check: %v", err)
 		}
 	}
 }

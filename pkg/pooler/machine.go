@@ -3,6 +3,7 @@ package pooler
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -256,6 +257,10 @@ func (m *machine) find(slot, gen uint32) *conn {
 // newcomer is a client that has logged in.
 type newcomer struct {
 	fd       int
+	tls      *tlsSession
+	tlsInfo  string
+	certs    []*x509.Certificate // the client's, checked
+	binding  []byte              // to the TLS session, for SCRAM-SHA-256-PLUS
 	id       uint64
 	database *Database
 	from     *settings // that the database is from
@@ -282,7 +287,7 @@ func (m *machine) addClient(n newcomer) *client {
 		vars: n.vars, varsSet: n.varsSet, connectedAt: m.now,
 		mode: p.mode, renames: m.maxPrepared(p) > 0,
 	}
-	cl.cl = cl
+	cl.cl, cl.tls, cl.tlsInfo = cl, n.tls, n.tlsInfo
 	m.enter(&cl.conn, n.fd)
 	m.population++
 	cl.use = m.userUses.take(n.login)

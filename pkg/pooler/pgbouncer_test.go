@@ -21,6 +21,13 @@ import (
 // skips the test. Version is its number, 1.18 as 118.
 func realBouncer(t *testing.T) (port, version int) {
 	t.Helper()
+	return bouncerWith(t, "app = host=127.0.0.1 port=1", "x", "pool_mode = transaction")
+}
+
+// bouncerWith runs a PgBouncer with an entry of [databases], alice's password,
+// and lines of [pgbouncer].
+func bouncerWith(t *testing.T, database, password, lines string) (port, version int) {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("runs PgBouncer, which -short leaves out")
 	}
@@ -45,9 +52,9 @@ func realBouncer(t *testing.T) (port, version int) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	ini, users := filepath.Join(dir, "pgbouncer.ini"), filepath.Join(dir, "users.txt")
-	text := fmt.Sprintf("[databases]\napp = host=127.0.0.1 port=1\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\n"+
-		"unix_socket_dir =\nauth_type = trust\nauth_file = %s\nadmin_users = %s\nstats_users = eve\npool_mode = transaction\n", port, users, testUser)
-	for name, content := range map[string]string{ini: text, users: `"alice" "x"` + "\n" + `"eve" "x"` + "\n" + `"mallory" "y"` + "\n"} {
+	text := fmt.Sprintf("[databases]\n%s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\n"+
+		"unix_socket_dir =\nauth_type = trust\nauth_file = %s\nadmin_users = %s\nstats_users = eve\n%s\n", database, port, users, testUser, lines)
+	for name, content := range map[string]string{ini: text, users: `"alice" "` + password + `"` + "\n" + `"eve" "x"` + "\n" + `"mallory" "y"` + "\n"} {
 		if err := os.WriteFile(name, []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -129,6 +129,8 @@ func (p *pool) cachedFailure() *pgwire.Error {
 // loggedIn is a server that a dial made.
 type loggedIn struct {
 	fd            int
+	tls           *tlsSession
+	tlsInfo       string
 	id            uint64
 	key           pgwire.CancelKey
 	params        paramList
@@ -150,7 +152,7 @@ func (m *machine) addServer(p *pool, n loggedIn) *server {
 		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, host: n.host, byName: n.byName, local: n.local, vars: n.params.vars(),
 		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now, usedAt: m.now, epoch: n.epoch,
 	}
-	sv.sv = sv
+	sv.sv, sv.tls, sv.tlsInfo = sv, n.tls, n.tlsInfo
 	m.enter(&sv.conn, n.fd)
 	p.servers[serverNew]++
 	m.log.Log(context.Background(), m.limits.login, "new connection to server", "database", p.key.database, "user", p.key.user, "pid", sv.key.PID)
@@ -385,6 +387,6 @@ func lastingFailure(err error) (e *pgwire.Error, lasting bool) {
 		class := e.Code[:min(2, len(e.Code))]
 		return pgwire.NewError(pgwire.SeverityFatal, e.Code, e.Message), class != "57" && class != "53"
 	}
-	lasting = errors.Is(err, pgwire.ErrNoCredentials)
+	lasting = errors.Is(err, pgwire.ErrNoCredentials) || tlsRefused(err)
 	return pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeConnectionFailure, "server connection failed: "+err.Error()), lasting
 }

@@ -25,13 +25,14 @@ const (
 	refusedConsole                     // neither admin nor stats user, or too many of them
 	refusedDisabled                    // the database takes no clients (DISABLE)
 	refusedKilled                      // by KILL_CLIENT
+	refusedTLS                         // the handshake failed, or there was none and must be
 	numRefusals
 )
 
 var refusalNames = [numRefusals]string{
 	"startup", "auth", "login_timeout", "max_client_conn", "no_database", "startup_parameter",
 	"server_login", "query_wait_timeout", "protocol", "memory", "server_lost", "shutdown", "statement_pooling", "timeout", "max_db_client_connections", "max_user_client_connections", "console",
-	"disabled", "killed",
+	"disabled", "killed", "tls",
 }
 
 // String returns the name under which the refusal is counted.

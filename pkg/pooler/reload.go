@@ -35,6 +35,11 @@ func (p *Pooler) reload(c Config) error {
 	p.inForce.Store(s)
 	p.loop.post(func() {
 		p.loop.m.reconfigure(s.limits, s.database)
+		if old.serverTLS.changed(s.serverTLS) {
+			for _, pl := range p.loop.m.pools {
+				p.loop.m.replaceServers(pl)
+			}
+		}
 		p.prefill()
 	})
 	return nil

@@ -26,6 +26,7 @@ type socket struct {
 	ptr, link uint64 // names of the connection and of the one that it is linked to; 0: none
 	pid       uint32 // of the server process
 
+	tls         string // version and cipher; empty for plain text
 	application string
 	prepared    int // statements
 
@@ -89,7 +90,7 @@ func (m *machine) describe(c *conn) *socket {
 
 func (c *conn) socket() socket {
 	return socket{
-		fd: c.fd, ptr: c.ptr(), pktRemain: c.in.left, sendRemain: len(c.spill), pktAvail: len(c.in.gather),
+		fd: c.fd, ptr: c.ptr(), tls: c.tlsInfo, pktRemain: c.in.left, sendRemain: len(c.spill), pktAvail: len(c.in.gather),
 	}
 }
 

@@ -42,6 +42,8 @@ type Config struct {
 	// TrustedBalancers are whose word about a connection's client is taken.
 	TrustedBalancers []netip.Prefix
 
+	ClientTLS, ServerTLS TLS
+
 	AuthType AuthType
 	AuthFile string
 	Users    []User // what AuthFile holds, in its order
@@ -216,6 +218,8 @@ func defaults() Config {
 		ListenPort:            6432,
 		ListenBacklog:         128,
 		AuthType:              AuthMD5,
+		ClientTLS:             defaultTLS("disable"),
+		ServerTLS:             defaultTLS("prefer"),
 		PoolMode:              "session",
 		ReservePoolTimeout:    5 * time.Second,
 		ServerCheckQuery:      "<empty>",

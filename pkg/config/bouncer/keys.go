@@ -2,6 +2,7 @@ package bouncer
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -100,30 +101,36 @@ var settings = map[string]rule[file]{
 	"server_reset_query":          setText(func(f *file) *string { return &f.ServerResetQuery }),
 	"server_reset_query_always":   setBool(func(f *file) *bool { return &f.ServerResetQueryAlways }),
 
+	"client_tls_sslmode":   tlsMode(client),
+	"client_tls_key_file":  tlsFile(client, func(t *TLS) *string { return &t.KeyFile }),
+	"client_tls_cert_file": tlsFile(client, func(t *TLS) *string { return &t.CertFile }),
+	"client_tls_ca_file":   tlsFile(client, func(t *TLS) *string { return &t.CAFile }),
+	"client_tls_protocols": tlsProtocols(client),
+	"client_tls_ciphers":   tlsCiphers(client),
+	"client_tls13_ciphers": tlsCiphers13(),
+	"server_tls_sslmode":   tlsMode(server),
+	"server_tls_key_file":  tlsFile(server, func(t *TLS) *string { return &t.KeyFile }),
+	"server_tls_cert_file": tlsFile(server, func(t *TLS) *string { return &t.CertFile }),
+	"server_tls_ca_file":   tlsFile(server, func(t *TLS) *string { return &t.CAFile }),
+	"server_tls_protocols": tlsProtocols(server),
+	"server_tls_ciphers":   tlsCiphers(server),
+	"server_tls13_ciphers": tlsCiphers13(),
+	"client_tls_ecdhcurve": tlsCurve(client),
+	"client_tls_dheparams": supported(func(_ *file, value string) error {
+		if !slices.Contains([]string{"", "none", "auto", "legacy"}, strings.ToLower(value)) {
+			return fmt.Errorf("%q is not one of none, auto and legacy", value)
+		}
+		return nil
+	}),
+
 	"auth_dbname":            only[file](""),
 	"auth_hba_file":          only[file](""),
 	"auth_ident_file":        only[file](""),
 	"auth_ldap_options":      only[file](""),
 	"auth_query":             only[file](""),
 	"auth_user":              only[file](""),
-	"client_tls13_ciphers":   only[file](""),
-	"client_tls_ca_file":     only[file](""),
-	"client_tls_cert_file":   only[file](""),
-	"client_tls_ciphers":     only[file]("default"),
-	"client_tls_dheparams":   only[file]("auto"),
-	"client_tls_ecdhcurve":   only[file]("auto"),
-	"client_tls_key_file":    only[file](""),
-	"client_tls_protocols":   only[file]("secure"),
-	"client_tls_sslmode":     only[file]("disable"),
 	"dns_zone_check_period":  off[file](),
 	"scram_iterations":       only[file]("4096"),
-	"server_tls13_ciphers":   only[file](""),
-	"server_tls_ca_file":     only[file](""),
-	"server_tls_cert_file":   only[file](""),
-	"server_tls_ciphers":     only[file]("default"),
-	"server_tls_key_file":    only[file](""),
-	"server_tls_protocols":   only[file]("secure"),
-	"server_tls_sslmode":     only[file]("disable"),
 	"track_extra_parameters": only[file]("IntervalStyle"),
 	"unix_socket_dir":        only[file](""),
 	"unix_socket_group":      moot[file](mootUnix),
@@ -174,6 +181,22 @@ var defaultTexts = map[string]string{
 	"auth_type":                   "md5",
 	"cancel_wait_timeout":         "10",
 	"client_login_timeout":        "60",
+	"client_tls13_ciphers":        "",
+	"client_tls_ca_file":          "",
+	"client_tls_cert_file":        "",
+	"client_tls_ciphers":          "default",
+	"client_tls_dheparams":        "auto",
+	"client_tls_ecdhcurve":        "auto",
+	"client_tls_key_file":         "",
+	"client_tls_protocols":        "secure",
+	"client_tls_sslmode":          "disable",
+	"server_tls13_ciphers":        "",
+	"server_tls_ca_file":          "",
+	"server_tls_cert_file":        "",
+	"server_tls_ciphers":          "default",
+	"server_tls_key_file":         "",
+	"server_tls_protocols":        "secure",
+	"server_tls_sslmode":          "prefer",
 	"default_pool_size":           "20",
 	"ignore_startup_parameters":   "",
 	"listen_addr":                 "",

@@ -186,6 +186,9 @@ func (f *file) finish(path string) error {
 	case slices.Contains(f.ListenAddr, "*") && len(f.ListenAddr) > 1:
 		return at("listen_addr").errorf("listen_addr has * beside other addresses")
 	}
+	if err := f.checkTLS(at); err != nil {
+		return err
+	}
 	for i := range f.Databases {
 		f.poolSize(&f.Databases[i])
 	}

@@ -1,6 +1,7 @@
 package bouncer
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -35,9 +36,13 @@ func TestLoadGood(t *testing.T) {
 		ListenPort:    6432,
 		ListenBacklog: 4096,
 		ReusePort:     true,
-		AuthType:      AuthSCRAM,
-		AuthFile:      "testdata/good.txt",
-		PoolMode:      "transaction",
+		ClientTLS: TLS{SSLMode: "require", KeyFile: "/etc/ssl/pooler.key", CertFile: "/etc/ssl/pooler.crt",
+			MinVersion: tls.VersionTLS13, MaxVersion: tls.VersionTLS13},
+		ServerTLS: TLS{SSLMode: "verify-full", CAFile: "/etc/ssl/ca.crt", MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS13,
+			Ciphers: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}},
+		AuthType: AuthSCRAM,
+		AuthFile: "testdata/good.txt",
+		PoolMode: "transaction",
 		UserSettings: []UserSetting{{
 			Name: "alice", PoolMode: "transaction", PoolSize: 3, ReservePoolSize: 2, MaxConnections: 9, MaxClientConnections: 8,
 			QueryWaitTimeout: -1, QueryTimeout: time.Second, IdleTransactionTimeout: 2 * time.Second,
@@ -94,7 +99,7 @@ func TestLoadGood(t *testing.T) {
 	for _, want := range []Setting{
 		{"admin_users", "app, postgres", ""}, {"max_client_conn", "4000", "100"}, {"query_wait_timeout", "1500ms", "120"},
 		{"listen_port", "6432", "6432"}, {"auth_type", "SCRAM-SHA-256", "md5"}, {"query_timeout", "21", "0"},
-		{"server_tls_sslmode", "disable", "disable"}, {"max_user_connections", "13", "0"}, {"server_connect_timeout", "15", "15"},
+		{"server_tls_sslmode", "verify-full", "prefer"}, {"max_user_connections", "13", "0"}, {"server_connect_timeout", "15", "15"},
 	} {
 		if !slices.Contains(settings, want) {
 			t.Errorf("settings lack %+v", want)
@@ -135,6 +140,7 @@ func TestLoadDefaults(t *testing.T) {
 	}
 	want := Config{
 		ListenAddr: []string{"*"}, ListenPort: 6432, ListenBacklog: 128,
+		ClientTLS: defaultTLS("disable"), ServerTLS: defaultTLS("prefer"),
 		AuthType: AuthMD5, AuthFile: users, Users: []User{{"a", "b"}},
 		PoolMode: "session", ReservePoolTimeout: 5 * time.Second,
 		DNSMaxTTL: 15 * time.Second, DNSNotFoundTTL: 15 * time.Second,
