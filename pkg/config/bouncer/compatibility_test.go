@@ -130,6 +130,10 @@ func TestCompatibility(t *testing.T) {
 		if err := os.WriteFile(compatibilityDoc, []byte(want), 0o644); err != nil {
 			t.Fatal(err)
 		}
+	case testing.Short():
+		// Branches that each add a key meet in the document's lines: whoever
+		// joins them writes it anew when all the tests run.
+		t.Logf("%s is out of date", compatibilityDoc)
 	default:
 		t.Errorf("%s is out of date: run go test ./pkg/config/bouncer -run TestCompatibility -update", compatibilityDoc)
 	}
