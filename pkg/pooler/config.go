@@ -17,6 +17,8 @@ import (
 type Config struct {
 	// Listen are the addresses to listen at, host:port each.
 	Listen []string
+	// UnixSocket is where to listen besides.
+	UnixSocket UnixSocket
 	// Backlog is the length of the kernel's queue of connections not yet
 	// accepted. 0 means the system's (net.core.somaxconn).
 	Backlog int
@@ -233,7 +235,7 @@ func DefaultConfig() Config {
 // validate refuses what the pooler cannot work with.
 func (c *Config) validate() error {
 	switch {
-	case len(c.Listen) == 0:
+	case len(c.Listen) == 0 && c.UnixSocket.Dir == "":
 		return errors.New("no address to listen at")
 	case len(c.Databases) == 0 && c.Fallback == nil:
 		return errors.New("no database")
