@@ -41,7 +41,7 @@ func TestAuthQuery(t *testing.T) {
 	})
 	for _, tt := range []struct{ user, password, code string }{
 		{"q_scram", "sc'ram", ""}, {"q_scram", "wrong", "28P01"},
-		
+
 		// The tests' server wants SCRAM, for which an md5 secret is of no use: that
 		// is seen after the login.
 		{"q_md5", "md5 pw", "08006"}, {"q_md5", "wrong", "28P01"},
