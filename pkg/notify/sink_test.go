@@ -140,7 +140,9 @@ func TestHTTPFailures(t *testing.T) {
 		want   string
 		after  time.Duration
 	}{
-		{"a failure", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no_service", http.StatusInternalServerError) }, "the server answered 500 Internal Server Error no_service", 0},
+		{"a failure", func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "no_service", http.StatusInternalServerError)
+		}, "the server answered 500 Internal Server Error no_service", 0},
 		{"a limit", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Retry-After", "30")
 			http.Error(w, "rate_limited", http.StatusTooManyRequests)
