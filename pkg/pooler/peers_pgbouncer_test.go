@@ -90,7 +90,7 @@ func TestPgBouncerAsPeer(t *testing.T) {
 		c.Peers = []Peer{{ID: 2, Host: "127.0.0.1", Port: uint16(port)}}
 	})
 	peerBouncer(t, 2, port, 300, p.port)
-	theirs := &testPooler{host: "127.0.0.1", port: port, t: t}
+	theirs := &testPooler{Pooler: p.Pooler, host: "127.0.0.1", port: port, t: t} // in the clear, as ours
 	for name, x := range map[string]struct{ of, by *testPooler }{
 		"our client by PgBouncer": {p, theirs}, "PgBouncer's client by us": {theirs, p},
 		"PgBouncer's client by itself": {theirs, theirs},
