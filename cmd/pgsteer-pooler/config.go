@@ -41,6 +41,7 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 		bouncer.AuthHBA:  pooler.AuthHBA,
 	}[f.AuthType]
 	c.HBA = f.HBA
+	c.AuthUser, c.AuthQuery, c.AuthDBName = f.AuthUser, f.AuthQuery, f.AuthDBName
 	if c.ClientTLS, err = tlsSide(&f.ClientTLS); err != nil {
 		return c, err
 	}
@@ -175,6 +176,7 @@ func database(d *bouncer.Database) (out pooler.Database, err error) {
 		MinPoolSize: d.MinPoolSize, ReservePoolSize: d.ReservePoolSize,
 		MaxConnections: d.MaxConnections, MaxClientConnections: d.MaxClientConnections,
 		ServerLifetime: d.ServerLifetime, QueryWaitTimeout: d.QueryWaitTimeout,
+		AuthUser: d.AuthUser, AuthQuery: d.AuthQuery, AuthDBName: d.AuthDBName,
 	}
 	if d.Password != "" {
 		out.Secret = pgwire.PlainSecret(d.Password)

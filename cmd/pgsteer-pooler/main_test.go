@@ -56,7 +56,7 @@ func TestConfig(t *testing.T) {
 	got.Users, got.AuthSeed, got.Settings, got.Version = nil, nil, nil, ""
 	want := pooler.Config{
 		Listen: []string{"127.0.0.1:6999", "[::1]:6999"}, Backlog: 64, ReusePort: true,
-		Databases: map[string]pooler.Database{"app": {Name: "app", Host: "127.0.0.1", Port: 5433, DBName: "appdb",
+		Databases: map[string]pooler.Database{"app": {Name: "app", AuthUser: "own", AuthQuery: "select 3, $1", AuthDBName: "there", Host: "127.0.0.1", Port: 5433, DBName: "appdb",
 			User: "owner", Secret: pgwire.PlainSecret("geheim"), PoolSize: 7, PoolMode: pooler.PoolStatement, LoadBalance: pooler.LoadBalanceDisable, Target: pooler.TargetReadWrite,
 			MinPoolSize: 1, ReservePoolSize: 2, MaxConnections: 3, MaxClientConnections: 4,
 			ServerLifetime: time.Minute, QueryWaitTimeout: -1}},
@@ -72,8 +72,9 @@ func TestConfig(t *testing.T) {
 			UserTimeout: 31 * time.Millisecond, DeferAccept: true, Buffer: 32},
 		MinPoolSize: 11, ReservePoolSize: 12, ReservePoolTimeout: 13 * time.Second,
 		MaxDBConnections: 14, MaxDBClientConnections: 15, MaxUserConnections: 16, MaxUserClientConnections: 17,
-		ClientTLS:  pooler.TLS{Mode: pooler.TLSAllow, KeyFile: "k", CertFile: "c", CAFile: "a", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS12, Curves: []tls.CurveID{tls.CurveP384}},
-		ServerTLS:  pooler.TLS{Mode: pooler.TLSRequire, MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS13},
+		ClientTLS: pooler.TLS{Mode: pooler.TLSAllow, KeyFile: "k", CertFile: "c", CAFile: "a", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS12, Curves: []tls.CurveID{tls.CurveP384}},
+		ServerTLS: pooler.TLS{Mode: pooler.TLSRequire, MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS13},
+		AuthUser:  "asker", AuthQuery: "select $1, 2", AuthDBName: "where",
 		AuthMethod: pgwire.AuthSCRAM, MaxClients: 4000, PoolSize: 70, MaxPrepared: 99,
 		IgnoreStartup:        []string{"extra_float_digits", "search_path"},
 		ServerConnectTimeout: 3 * time.Second, ServerLoginRetry: 4 * time.Second, ServerLifetime: 5 * time.Second,

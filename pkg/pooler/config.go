@@ -44,7 +44,11 @@ type Config struct {
 	AuthType   AuthType
 	AuthMethod pgwire.AuthMethod
 	HBA        hba.Rules
-	Users      map[string]pgwire.Secret
+	// AuthUser, AuthQuery and AuthDBName are for databases without their own:
+	// as whom, how and in which database to ask for users who are not in Users.
+	// Nobody is asked if AuthUser is empty.
+	AuthUser, AuthQuery, AuthDBName string
+	Users                           map[string]pgwire.Secret
 
 	// ClientTLS is about connections from clients, ServerTLS about those to
 	// servers. None of it concerns Unix sockets.
@@ -194,6 +198,7 @@ type Database struct {
 	MaxConnections, MaxClientConnections int
 	ServerLifetime                       time.Duration // 0: the Config's
 	QueryWaitTimeout                     time.Duration // 0: the Config's, negative: none
+	AuthUser, AuthQuery, AuthDBName      string        // empty: the Config's
 
 	auto bool // made from Config.Fallback
 }
@@ -279,6 +284,9 @@ func (c *Config) inherit(d *Database) {
 	d.MinPoolSize = cmp.Or(d.MinPoolSize, c.MinPoolSize)
 	d.ReservePoolSize = cmp.Or(d.ReservePoolSize, c.ReservePoolSize)
 	d.MaxConnections = cmp.Or(d.MaxConnections, c.MaxDBConnections)
+	d.AuthUser = cmp.Or(d.AuthUser, c.AuthUser)
+	d.AuthQuery = cmp.Or(d.AuthQuery, c.AuthQuery, DefaultAuthQuery)
+	d.AuthDBName = cmp.Or(d.AuthDBName, c.AuthDBName)
 	d.MaxClientConnections = cmp.Or(d.MaxClientConnections, c.MaxDBClientConnections)
 }
 

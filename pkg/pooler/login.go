@@ -50,7 +50,7 @@ func (p *Pooler) login(conn net.Conn, s *pgwire.Startup, n *newcomer, full bool)
 	}
 	n.user, n.keys = id.User, id.Keys
 	if u := n.database.User; u != "" {
-		n.user, n.keys = u, nil
+		n.user, n.keys, n.secret = u, nil, pgwire.Secret{}
 	}
 	p.logLogin(n, s.Database)
 	if n.fd, err = takeTLS(conn, n.tls); err != nil {

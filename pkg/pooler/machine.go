@@ -278,6 +278,7 @@ type newcomer struct {
 	vars     vars
 	varsSet  [numVars]bool
 	keys     *pgwire.ScramKeys // what its login revealed
+	secret   pgwire.Secret     // what auth_query found
 }
 
 // addClient takes a client in. Its welcome follows as soon as the pool's
@@ -286,6 +287,9 @@ func (m *machine) addClient(n newcomer) *client {
 	p := m.poolFor(n.database, n.user)
 	if n.keys != nil {
 		p.keys = n.keys
+	}
+	if n.secret.Kind != pgwire.SecretNone {
+		p.secret = n.secret
 	}
 	cl := &client{
 		pool: p, id: n.id, protocol: n.protocol, login: n.login, addr: n.addr, local: n.local,

@@ -38,6 +38,7 @@ type Pooler struct {
 	lateEnd     context.CancelFunc
 	// handshakes holds an entry for each handshake that computes.
 	handshakes chan struct{}
+	auths      authBook
 
 	clients atomic.Int64 // connected
 	parting atomic.Int64 // goroutines that wait for a client's close
@@ -62,7 +63,7 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pooler{log: log, done: make(chan struct{}), handshakes: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	p := &Pooler{log: log, done: make(chan struct{}), auths: newAuthBook(), handshakes: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	p.inForce.Store(s)
 	p.addresses = newAddressBook(p.addressesChanged)
 	if config.lookup != nil {

@@ -76,6 +76,7 @@ func (d *Database) sameServers(e *Database) bool {
 	for _, db := range []*Database{&a, &b} {
 		db.PoolSize, db.MinPoolSize, db.ReservePoolSize, db.MaxConnections, db.MaxClientConnections = 0, 0, 0, 0, 0
 		db.PoolMode, db.auto, db.ServerLifetime, db.QueryWaitTimeout = 0, false, 0, 0
+		db.AuthUser, db.AuthQuery, db.AuthDBName = "", "", ""
 		db.Secret = pgwire.Secret{} // as in PgBouncer: it is for the next login
 	}
 	return reflect.DeepEqual(a, b)

@@ -58,6 +58,8 @@ type Config struct {
 
 	AuthType AuthType
 	AuthFile string
+	// AuthUser, AuthQuery and AuthDBName are for databases without their own.
+	AuthUser, AuthQuery, AuthDBName string
 	// HBAFile and IdentFile are read into HBA.
 	HBAFile, IdentFile string
 	HBA                hba.Rules
@@ -173,6 +175,7 @@ type Database struct {
 	MaxConnections, MaxClientConnections int
 	ServerLifetime                       time.Duration // 0 is for the Config's
 	QueryWaitTimeout                     time.Duration // 0 is for the Config's, -1 for none
+	AuthUser, AuthQuery, AuthDBName      string        // "" for the Config's
 }
 
 // Peer is an entry of [peers]: another pooler that a cancel request may be meant
@@ -227,12 +230,17 @@ type Warning Error
 // String returns "file:line: what may be wrong".
 func (w Warning) String() string { return (*Error)(&w).Error() }
 
+// defaultAuthQuery is PgBouncer's: it finds no password that has expired.
+const defaultAuthQuery = "SELECT rolname, CASE WHEN rolvaliduntil < pg_catalog.now() THEN NULL ELSE rolpassword END " +
+	"FROM pg_catalog.pg_authid WHERE rolname=$1 AND rolcanlogin"
+
 // defaults returns the defaults of PgBouncer 1.25.
 func defaults() Config {
 	return Config{
 		ListenPort:            6432,
 		ListenBacklog:         128,
 		AuthType:              AuthMD5,
+		AuthQuery:             defaultAuthQuery,
 		ClientTLS:             defaultTLS("disable"),
 		ServerTLS:             defaultTLS("prefer"),
 		PoolMode:              "session",

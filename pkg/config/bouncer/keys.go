@@ -102,6 +102,9 @@ var settings = map[string]rule[file]{
 	"server_reset_query":          setText(func(f *file) *string { return &f.ServerResetQuery }),
 	"server_reset_query_always":   setBool(func(f *file) *bool { return &f.ServerResetQueryAlways }),
 
+	"auth_user":            setText(func(f *file) *string { return &f.AuthUser }),
+	"auth_query":           setText(func(f *file) *string { return &f.AuthQuery }),
+	"auth_dbname":          setText(func(f *file) *string { return &f.AuthDBName }),
 	"auth_hba_file":        setText(func(f *file) *string { return &f.HBAFile }),
 	"auth_ident_file":      setText(func(f *file) *string { return &f.IdentFile }),
 	"client_tls_sslmode":   tlsMode(client),
@@ -126,10 +129,7 @@ var settings = map[string]rule[file]{
 		return nil
 	}),
 
-	"auth_dbname":            only[file](""),
 	"auth_ldap_options":      only[file](""),
-	"auth_query":             only[file](""),
-	"auth_user":              only[file](""),
 	"dns_zone_check_period":  off[file](),
 	"scram_iterations":       only[file]("4096"),
 	"track_extra_parameters": only[file]("IntervalStyle"),
@@ -179,6 +179,9 @@ var defaultTexts = map[string]string{
 	"transaction_timeout":         "0",
 	"application_name_add_host":   "0",
 	"auth_file":                   "",
+	"auth_user":                   "",
+	"auth_dbname":                 "",
+	"auth_query":                  defaultAuthQuery,
 	"auth_hba_file":               "",
 	"auth_ident_file":             "",
 	"auth_type":                   "md5",
@@ -241,6 +244,9 @@ var ownDatabaseKeys = []string{"target_session_attrs"}
 var databaseKeys = map[string]rule[Database]{
 	"host":                      supported(setHost),
 	"port":                      setInt(1, 65535, func(d *Database) *int { return &d.Port }),
+	"auth_user":                 setText(func(d *Database) *string { return &d.AuthUser }),
+	"auth_query":                setText(func(d *Database) *string { return &d.AuthQuery }),
+	"auth_dbname":               setText(func(d *Database) *string { return &d.AuthDBName }),
 	"dbname":                    setString(func(d *Database) *string { return &d.DBName }),
 	"user":                      setString(func(d *Database) *string { return &d.User }),
 	"password":                  setString(func(d *Database) *string { return &d.Password }),
@@ -255,9 +261,6 @@ var databaseKeys = map[string]rule[Database]{
 	"pool_mode":                 setPoolMode(func(d *Database) *string { return &d.PoolMode }),
 
 	"application_name":   {},
-	"auth_dbname":        {},
-	"auth_query":         {},
-	"auth_user":          {},
 	"client_encoding":    {},
 	"connect_query":      {},
 	"datestyle":          {},

@@ -40,9 +40,10 @@ func TestLoadGood(t *testing.T) {
 			MinVersion: tls.VersionTLS13, MaxVersion: tls.VersionTLS13},
 		ServerTLS: TLS{SSLMode: "verify-full", CAFile: "/etc/ssl/ca.crt", MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS13,
 			Ciphers: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}},
-		AuthType: AuthSCRAM,
-		AuthFile: "testdata/good.txt",
-		PoolMode: "transaction",
+		AuthType:  AuthSCRAM,
+		AuthFile:  "testdata/good.txt",
+		AuthQuery: defaultAuthQuery,
+		PoolMode:  "transaction",
 		UserSettings: []UserSetting{{
 			Name: "alice", PoolMode: "transaction", PoolSize: 3, ReservePoolSize: 2, MaxConnections: 9, MaxClientConnections: 8,
 			QueryWaitTimeout: -1, QueryTimeout: time.Second, IdleTransactionTimeout: 2 * time.Second,
@@ -141,7 +142,7 @@ func TestLoadDefaults(t *testing.T) {
 	want := Config{
 		ListenAddr: []string{"*"}, ListenPort: 6432, ListenBacklog: 128,
 		ClientTLS: defaultTLS("disable"), ServerTLS: defaultTLS("prefer"),
-		AuthType: AuthMD5, AuthFile: users, Users: []User{{"a", "b"}},
+		AuthType: AuthMD5, AuthQuery: defaultAuthQuery, AuthFile: users, Users: []User{{"a", "b"}},
 		PoolMode: "session", ReservePoolTimeout: 5 * time.Second,
 		DNSMaxTTL: 15 * time.Second, DNSNotFoundTTL: 15 * time.Second,
 		ServerCheckQuery: "<empty>", ServerCheckDelay: 30 * time.Second, MaxPacketSize: 2147483647,
