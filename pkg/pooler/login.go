@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -86,7 +87,22 @@ func (p *Pooler) cancelClient(from netip.AddrPort, key pgwire.CancelKey) {
 	if p.cancelConsole(key) {
 		return
 	}
-	if !p.cancelHere(key) && !p.cancelThere(key, true, true) {
+	known := p.isPeer(from.Addr()) // it has its own guessers
+	if !known && !p.forwarding.guess.may(from.Addr(), time.Now()) {
+		p.log.Debug("too many cancel requests for nobody", "client", from)
+		return
+	}
+	if p.cancelHere(key) || p.cancelThere(key, true, true) || p.askSiblings(key) {
+		return
+	}
+	forwarded, err := p.forwardCancel(key)
+	if err != nil {
+		p.log.Warn(err.Error(), "client", from)
+	}
+	if !known {
+		p.forwarding.guess.missed(from.Addr(), time.Now())
+	}
+	if !forwarded {
 		p.log.Debug("cancel request for nobody", "client", from)
 	}
 }

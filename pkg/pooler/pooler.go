@@ -30,6 +30,7 @@ type Pooler struct {
 	consoles    consoles
 	succession  succession
 	accepting   gate
+	forwarding  forwarding
 	hosts       hostBook
 	addresses   *addressBook
 	refreshing  bool            // names are being looked up; the loop's

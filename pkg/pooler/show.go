@@ -233,7 +233,7 @@ func (s *console) lists() error {
 		{"users", len(s.p.conf().Users)},
 		{"peers", len(s.p.conf().Peers)},
 		{"pools", len(pools) + 1},
-		{"peer_pools", 0},
+		{"peer_pools", len(s.p.forwarding.counts())},
 		{"free_clients", 0}, // no memory is kept for clients that are gone
 		{"used_clients", connected + len(open)},
 		{"login_clients", max(connected-population, 0)}, // counted at two moments
