@@ -183,6 +183,14 @@ func database(d *bouncer.Database) (out pooler.Database, err error) {
 		ServerLifetime: d.ServerLifetime, QueryWaitTimeout: d.QueryWaitTimeout,
 		AuthUser: d.AuthUser, AuthQuery: d.AuthQuery, AuthDBName: d.AuthDBName,
 	}
+	for _, p := range []pgwire.Param{
+		{Name: "client_encoding", Value: d.ClientEncoding}, {Name: "datestyle", Value: d.DateStyle},
+		{Name: "timezone", Value: d.TimeZone}, {Name: "application_name", Value: d.ApplicationName},
+	} {
+		if p.Value != "" {
+			out.Params = append(out.Params, p)
+		}
+	}
 	if d.Password != "" {
 		out.Secret = pgwire.PlainSecret(d.Password)
 	}

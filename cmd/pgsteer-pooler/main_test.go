@@ -60,6 +60,7 @@ func TestConfig(t *testing.T) {
 		Databases: map[string]pooler.Database{"app": {Name: "app", AuthUser: "own", AuthQuery: "select 3, $1", AuthDBName: "there", Host: "127.0.0.1", Port: 5433, DBName: "appdb",
 			User: "owner", Secret: pgwire.PlainSecret("geheim"), PoolSize: 7, PoolMode: pooler.PoolStatement, LoadBalance: pooler.LoadBalanceDisable, Target: pooler.TargetReadWrite,
 			MinPoolSize: 1, ReservePoolSize: 2, MaxConnections: 3, MaxClientConnections: 4,
+			Params:         []pgwire.Param{{Name: "timezone", Value: "Asia/Tokyo"}, {Name: "application_name", Value: "us"}},
 			ServerLifetime: time.Minute, QueryWaitTimeout: -1}},
 		Fallback: &pooler.Database{Name: "*", Host: "192.168.1.6", Port: 5432, PoolSize: 70},
 		PoolMode: pooler.PoolSession, ServerResetQuery: "DISCARD TEMP", ServerResetQueryAlways: true,

@@ -202,6 +202,10 @@ type Database struct {
 	QueryWaitTimeout                     time.Duration // 0: the Config's, negative: none
 	AuthUser, AuthQuery, AuthDBName      string        // empty: the Config's
 
+	// Params are run-time parameters that servers are logged in with. Where they
+	// are tracked, they hold for clients that do not name them.
+	Params []pgwire.Param
+
 	auto bool // made from Config.Fallback
 }
 

@@ -181,6 +181,9 @@ type Database struct {
 	ServerLifetime                       time.Duration // 0 is for the Config's
 	QueryWaitTimeout                     time.Duration // 0 is for the Config's, -1 for none
 	AuthUser, AuthQuery, AuthDBName      string        // "" for the Config's
+
+	// What the server is asked for at each login; "" for its own.
+	ApplicationName, ClientEncoding, DateStyle, TimeZone string
 }
 
 // Peer is an entry of [peers]: another pooler that a cancel request may be meant

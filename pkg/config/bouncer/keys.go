@@ -269,14 +269,14 @@ var databaseKeys = map[string]rule[Database]{
 	"server_lifetime":           setTime(func(d *Database) *time.Duration { return &d.ServerLifetime }),
 	"pool_mode":                 setPoolMode(func(d *Database) *string { return &d.PoolMode }),
 
-	"application_name":   {},
-	"client_encoding":    {},
+	"application_name":   setString(func(d *Database) *string { return &d.ApplicationName }),
+	"client_encoding":    setString(func(d *Database) *string { return &d.ClientEncoding }),
 	"connect_query":      {},
-	"datestyle":          {},
+	"datestyle":          setString(func(d *Database) *string { return &d.DateStyle }),
 	"load_balance_hosts": setWord(func(d *Database) *string { return &d.LoadBalanceHosts }, "round-robin", "disable"),
 	"target_session_attrs": setWord(func(d *Database) *string { return &d.TargetSessionAttrs },
 		"any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
-	"timezone": {},
+	"timezone": setString(func(d *Database) *string { return &d.TimeZone }),
 }
 
 // setHost takes hosts, or directories of servers' unix sockets, separated by
