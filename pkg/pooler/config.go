@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"time"
 
@@ -17,6 +18,9 @@ import (
 type Config struct {
 	// Listen are the addresses to listen at, host:port each.
 	Listen []string
+	// Sockets are listening sockets that are there already. Those at an address of
+	// Listen are used, and closed at the end; the others are the caller's.
+	Sockets []*net.TCPListener
 	// Backlog is the length of the kernel's queue of connections not yet
 	// accepted. 0 means the system's (net.core.somaxconn).
 	Backlog int
