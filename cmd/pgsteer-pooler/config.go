@@ -24,6 +24,11 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 		}
 		c.Listen = append(c.Listen, net.JoinHostPort(host, strconv.Itoa(f.ListenPort)))
 	}
+	c.UnixSocket = pooler.UnixSocket{
+		Dir: f.UnixSocketDir, Port: uint16(f.ListenPort), Mode: os.FileMode(f.UnixSocketMode), Group: f.UnixSocketGroup,
+		// Who does not name it may not even know of it.
+		Optional: !f.UnixSocketGiven && len(f.ListenAddr) > 0,
+	}
 	c.Backlog = f.ListenBacklog
 	c.ReusePort = f.ReusePort
 	c.TrustedBalancers = f.TrustedBalancers

@@ -56,6 +56,7 @@ func TestConfig(t *testing.T) {
 	got.Users, got.AuthSeed, got.Settings, got.Version = nil, nil, nil, ""
 	want := pooler.Config{
 		Listen: []string{"127.0.0.1:6999", "[::1]:6999"}, Backlog: 64, ReusePort: true,
+		UnixSocket: pooler.UnixSocket{Dir: "/run/pooler", Port: 6999, Mode: 0o750, Group: "root"},
 		Databases: map[string]pooler.Database{"app": {Name: "app", AuthUser: "own", AuthQuery: "select 3, $1", AuthDBName: "there", Host: "127.0.0.1", Port: 5433, DBName: "appdb",
 			User: "owner", Secret: pgwire.PlainSecret("geheim"), PoolSize: 7, PoolMode: pooler.PoolStatement, LoadBalance: pooler.LoadBalanceDisable, Target: pooler.TargetReadWrite,
 			MinPoolSize: 1, ReservePoolSize: 2, MaxConnections: 3, MaxClientConnections: 4,
@@ -177,7 +178,7 @@ func TestSignals(t *testing.T) {
 	port := ln.Addr().(*net.TCPAddr).Port
 	users := filepath.Join(dir, "userlist.txt")
 	ini := filepath.Join(dir, "pooler.ini")
-	text := fmt.Sprintf("[databases]\n* = host=127.0.0.1\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\n"+
+	text := fmt.Sprintf("[databases]\n* = host=127.0.0.1\n[pgbouncer]\nunix_socket_dir =\nlisten_addr = 127.0.0.1\nlisten_port = %d\n"+
 		"auth_type = scram-sha-256\nauth_file = %s\npool_mode = transaction\n", port, users)
 	if err := errors.Join(os.WriteFile(users, []byte("\"a\" \"b\"\n"), 0o600), os.WriteFile(ini, []byte(text), 0o600)); err != nil {
 		t.Fatal(err)
@@ -230,7 +231,7 @@ func TestSignals(t *testing.T) {
 		t.Fatal(err)
 	}
 	notified()
-	if err := cmd.Wait(); err != nil || strings.Count(errOut.String(), "config file loading failed") != 1 || !strings.Contains(errOut.String(), ini+":9: default_pool_size") {
+	if err := cmd.Wait(); err != nil || strings.Count(errOut.String(), "config file loading failed") != 1 || !strings.Contains(errOut.String(), ini+":10: default_pool_size") {
 		t.Errorf("reload: %v\n%s", err, errOut)
 	}
 	for _, sig := range []os.Signal{syscall.SIGTERM, syscall.SIGINT} {

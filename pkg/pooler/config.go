@@ -21,6 +21,8 @@ type Config struct {
 	// Sockets are listening sockets that are there already. Those at an address of
 	// Listen are used, and closed at the end; the others are the caller's.
 	Sockets []*net.TCPListener
+	// UnixSocket is where to listen besides.
+	UnixSocket UnixSocket
 	// Backlog is the length of the kernel's queue of connections not yet
 	// accepted. 0 means the system's (net.core.somaxconn).
 	Backlog int
@@ -242,7 +244,7 @@ func DefaultConfig() Config {
 // validate refuses what the pooler cannot work with.
 func (c *Config) validate() error {
 	switch {
-	case len(c.Listen) == 0:
+	case len(c.Listen) == 0 && c.UnixSocket.Dir == "":
 		return errors.New("no address to listen at")
 	case len(c.Databases) == 0 && c.Fallback == nil:
 		return errors.New("no database")

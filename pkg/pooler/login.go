@@ -35,6 +35,11 @@ func (p *Pooler) login(conn net.Conn, s *pgwire.Startup, n *newcomer, full bool)
 	if err := p.parameters(n, s); err != nil {
 		return refusedParameter, err
 	}
+	if console && s.User == consoleDatabase && ownUser(conn) {
+		n.own = true
+		p.logLogin(n, s.Database)
+		return 0, errConsole
+	}
 	id, err := p.authenticate(conn, s, n)
 	if err != nil {
 		return refusedAuth, err
@@ -56,7 +61,9 @@ func (p *Pooler) login(conn net.Conn, s *pgwire.Startup, n *newcomer, full bool)
 	if n.fd, err = takeTLS(conn, n.tls); err != nil {
 		return refusedStartup, err
 	}
-	if err := unix.SetsockoptInt(n.fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSentLimit); err != nil {
+	if isLocal(conn) {
+		// Its buffers are small.
+	} else if err := unix.SetsockoptInt(n.fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSentLimit); err != nil {
 		p.log.Warn("failed to bound a client's send buffer", "client", n.addr, "error", err)
 	}
 	if !p.loop.post(func() { p.adoptClient(*n) }) {
@@ -174,8 +181,16 @@ func (n *newcomer) addHost() {
 	if !n.varsSet[varApplicationName] {
 		name = "app" // PgBouncer's word
 	}
-	n.vars[varApplicationName] = fmt.Sprintf("%s - %v", name, n.addr)
+	n.vars[varApplicationName] = fmt.Sprintf("%s - %s", name, endpoint(n.addr))
 	n.varsSet[varApplicationName] = true
+}
+
+// endpoint writes the address of a client, in PgBouncer's form for a Unix socket.
+func endpoint(a netip.AddrPort) string {
+	if !a.Addr().IsValid() {
+		return fmt.Sprintf("unix:%d", a.Port())
+	}
+	return a.String()
 }
 
 // parameter notes the value of a tracked parameter, and reports whether it is

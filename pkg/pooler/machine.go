@@ -270,6 +270,7 @@ type newcomer struct {
 	database *Database
 	from     *settings // that the database is from
 	login    string    // the user that it is
+	own      bool      // our own user, by a Unix socket: an admin
 	user     string    // the user that its servers are logged in as
 	protocol pgwire.Version
 	addr     netip.AddrPort // whom it is: the peer, or whom a trusted balancer speaks for

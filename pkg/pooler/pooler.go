@@ -23,6 +23,7 @@ type Pooler struct {
 	log       *slog.Logger
 	loop      *loop
 	listeners []net.Listener
+	local     *localListener // nil: none
 
 	gate        gate
 	ids         atomic.Uint64 // given to connections
@@ -92,6 +93,9 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 		}
 		p.listeners = append(p.listeners, ln)
 	}
+	if err := p.openLocal(); err != nil {
+		return nil, err
+	}
 	if err := p.openControl(); err != nil {
 		return nil, err
 	}
@@ -148,6 +152,9 @@ func (p *Pooler) Run(ctx context.Context) error {
 	var accepting sync.WaitGroup
 	for _, ln := range p.listeners {
 		accepting.Go(func() { p.accept(ln) })
+	}
+	if p.local != nil {
+		accepting.Go(func() { p.accept(p.local) })
 	}
 	if p.succession.ln != nil {
 		p.succession.wg.Go(p.serveControl)
@@ -234,6 +241,9 @@ func (p *Pooler) closeListeners() {
 		_ = ln.Close()
 	}
 	p.closeControl()
+	if p.local != nil {
+		_ = p.local.Close()
+	}
 }
 
 // Snapshot returns the present state.

@@ -48,6 +48,7 @@ func (p *Pooler) reload(c Config) error {
 // keepFixed takes over from old what cannot change at run time, and returns the
 // names of the settings that would have changed.
 func (c *Config) keepFixed(old *Config) (changed []string) {
+	c.UnixSocket = old.UnixSocket
 	c.Listen, c.Backlog, c.ReusePort, c.TrustedBalancers = old.Listen, old.Backlog, old.ReusePort, old.TrustedBalancers
 	c.Sockets = old.Sockets
 	c.ControlSocket, c.TakeOver = old.ControlSocket, old.TakeOver

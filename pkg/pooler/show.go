@@ -123,8 +123,11 @@ func (s *console) databases() error {
 	}
 	open, _ := s.p.openConsoles()
 	own := Database{Name: consoleDatabase, DBName: consoleDatabase, User: consoleDatabase, PoolSize: maxConsoles}
-	if a, ok := s.p.listeners[0].Addr().(*net.TCPAddr); ok {
-		own.Port = uint16(a.Port)
+	own.Port = s.p.conf().UnixSocket.Port
+	if len(s.p.listeners) > 0 {
+		if a, ok := s.p.listeners[0].Addr().(*net.TCPAddr); ok {
+			own.Port = uint16(a.Port)
+		}
 	}
 	s.databaseRow(&databaseRow{db: &own, clients: len(open)}, "statement")
 	return nil

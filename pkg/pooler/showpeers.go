@@ -143,7 +143,7 @@ func (s *console) fdRow(k *socket, task string) {
 	r.Text(task)
 	s.textOrNull(k.user)
 	s.textOrNull(k.database)
-	if k.path != "" {
+	if k.path != "" || !k.addr.Addr().IsValid() {
 		r.Text("unix")
 	} else {
 		r.Text(k.addr.Addr().String())

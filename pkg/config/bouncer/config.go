@@ -41,7 +41,7 @@ const (
 // said otherwise.
 type Config struct {
 	// ListenAddr are host names and IP addresses to listen on; "*" stands for
-	// all addresses of the host. Never empty.
+	// all addresses of the host. Empty only with a UnixSocketDir.
 	ListenAddr    []string
 	ListenPort    int // 1 to 65535
 	ListenBacklog int // at least 1
@@ -50,6 +50,11 @@ type Config struct {
 	// ControlSocket is the path of the Unix socket at which another process may
 	// take over; empty for the default.
 	ControlSocket string
+
+	UnixSocketDir   string // "" is none
+	UnixSocketGiven bool   // the file says so; else it is PgBouncer's default
+	UnixSocketGroup string
+	UnixSocketMode  uint32
 
 	// TrustedBalancers are whose word about a connection's client is taken.
 	TrustedBalancers []netip.Prefix
@@ -239,6 +244,8 @@ func defaults() Config {
 	return Config{
 		ListenPort:            6432,
 		ListenBacklog:         128,
+		UnixSocketDir:         "/tmp",
+		UnixSocketMode:        0o777,
 		AuthType:              AuthMD5,
 		AuthQuery:             defaultAuthQuery,
 		ClientTLS:             defaultTLS("disable"),

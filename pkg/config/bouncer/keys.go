@@ -65,6 +65,15 @@ var settings = map[string]rule[file]{
 	"sbuf_loopcnt": moot[file](mootBuffers),
 	"service_name": moot[file](mootService),
 
+	"unix_socket_dir": supported(func(f *file, value string) error {
+		if value != "" && value[0] != '/' && value[0] != '@' {
+			return fmt.Errorf("%q is neither an absolute path nor an abstract name", value)
+		}
+		f.UnixSocketDir, f.UnixSocketGiven = value, true
+		return nil
+	}),
+	"unix_socket_group": setText(func(f *file) *string { return &f.UnixSocketGroup }),
+	"unix_socket_mode":  supported(setSocketMode),
 	"trusted_balancers": supported(func(f *file, value string) (err error) {
 		f.TrustedBalancers, err = parseNetworks(value)
 		return err
@@ -133,9 +142,6 @@ var settings = map[string]rule[file]{
 	"dns_zone_check_period":  off[file](),
 	"scram_iterations":       only[file]("4096"),
 	"track_extra_parameters": only[file]("IntervalStyle"),
-	"unix_socket_dir":        only[file](""),
-	"unix_socket_group":      moot[file](mootUnix),
-	"unix_socket_mode":       moot[file](mootUnix),
 }
 
 // ownSettings are the keys that PgBouncer does not know.
@@ -144,6 +150,9 @@ var ownSettings = []string{"control_socket", "trusted_balancers"}
 // defaultTexts are the defaults of the settings that are supported, in
 // PgBouncer's spelling.
 var defaultTexts = map[string]string{
+	"unix_socket_dir":             "/tmp",
+	"unix_socket_group":           "",
+	"unix_socket_mode":            "0777",
 	"log_stats":                   "1",
 	"logfile":                     "",
 	"login_notify_message":        "",

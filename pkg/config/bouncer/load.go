@@ -177,8 +177,8 @@ func (f *file) finish(path string) error {
 		return whole
 	}
 	switch {
-	case len(f.ListenAddr) == 0:
-		return at("listen_addr").errorf("listen_addr names no address: unix sockets alone are known to PgBouncer but not supported yet")
+	case len(f.ListenAddr) == 0 && f.UnixSocketDir == "":
+		return at("listen_addr").errorf("neither listen_addr nor unix_socket_dir says where to listen")
 	case len(f.Databases) == 0 && f.Fallback == nil:
 		return whole.errorf("section [databases] has no entry")
 	case f.AuthFile == "" && f.AuthType != AuthAny && !f.asks():
