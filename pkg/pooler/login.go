@@ -130,8 +130,8 @@ func (p *Pooler) database(name string) *Database {
 	return &d
 }
 
-// parameters takes the startup parameters that follow the client, and refuses
-// those that nobody would honour.
+// parameters takes the startup parameters, which follow the client from server
+// to server.
 func (p *Pooler) parameters(n *newcomer, s *pgwire.Startup) error {
 	for _, param := range s.Params {
 		switch {
@@ -146,8 +146,7 @@ func (p *Pooler) parameters(n *newcomer, s *pgwire.Startup) error {
 				return err
 			}
 		default:
-			return pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation,
-				"unsupported startup parameter: "+param.Name)
+			n.extra = append(n.extra, param)
 		}
 	}
 	if p.config.AddHost {
@@ -198,8 +197,7 @@ func (p *Pooler) options(n *newcomer, text string) error {
 		}
 		name = strings.ReplaceAll(name, "-", "_")
 		if !p.parameter(n, name, value) && !p.ignore[strings.ToLower(name)] {
-			return pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation,
-				"unsupported startup parameter in options: "+name)
+			n.extra = append(n.extra, pgwire.Param{Name: name, Value: value})
 		}
 	}
 	return nil

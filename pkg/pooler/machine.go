@@ -209,6 +209,7 @@ type newcomer struct {
 	local    netip.AddrPort // where it was accepted
 	vars     vars
 	varsSet  [numVars]bool
+	extra    []pgwire.Param // other run-time parameters of its startup packet
 	keys     *pgwire.ScramKeys // what its login revealed
 }
 
@@ -221,7 +222,7 @@ func (m *machine) addClient(n newcomer) *client {
 	}
 	cl := &client{
 		pool: p, id: n.id, protocol: n.protocol, login: n.login, addr: n.addr, local: n.local,
-		vars: n.vars, varsSet: n.varsSet, connectedAt: m.now,
+		applied: applied{settings: settings{vars: n.vars, rest: newParams(n.extra)}}, varsSet: n.varsSet, connectedAt: m.now,
 	}
 	cl.cl = cl
 	m.enter(&cl.conn, n.fd)
@@ -252,17 +253,21 @@ func (m *machine) addClient(n newcomer) *client {
 
 // greet sends a client what follows AuthenticationOk (section 53.2.1).
 func (m *machine) greet(cl *client) {
-	defaults := cl.pool.params.vars()
+	defaults := cl.pool.params.settings()
 	var out []byte
 	for i := range cl.vars {
 		if !cl.varsSet[i] {
-			cl.vars[i] = defaults[i]
+			cl.vars[i] = defaults.vars[i]
 		}
 	}
+	cl.facts = defaults.facts
+	cl.seal()
 	for _, p := range cl.pool.params {
 		value := p.Value
 		if i := varIndex(p.Name); i >= 0 {
 			value = cl.vars[i]
+		} else if v, ok := cl.rest.get(p.Name); ok {
+			value = v
 		}
 		out = pgwire.AppendParameterStatus(out, p.Name, value)
 	}

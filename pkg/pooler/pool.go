@@ -134,10 +134,11 @@ func (m *machine) addServer(p *pool, n loggedIn) *server {
 	p.stats.ServerLogins++
 	p.params = n.params
 	sv := &server{
-		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, local: n.local, vars: n.params.vars(),
+		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, local: n.local, applied: applied{settings: n.params.settings()},
 		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now,
 	}
 	sv.sv = sv
+	sv.seal()
 	m.enter(&sv.conn, n.fd)
 	p.servers[serverNew]++
 	m.log.Log(context.Background(), m.limits.login, "new connection to server", "database", p.key.database, "user", p.key.user, "pid", sv.key.PID)
@@ -197,7 +198,7 @@ func (m *machine) attach(cl *client) bool {
 }
 
 // pickDepth is how many idle servers are looked at for one whose parameters
-// are the client's already: a comparison of strings each, against a round trip.
+// are the client's already: a comparison of pointers each, against a round trip.
 const pickDepth = 16
 
 func (m *machine) pick(p *pool, cl *client) *server {
@@ -207,7 +208,7 @@ func (m *machine) pick(p *pool, cl *client) *server {
 		case sv.readable:
 			// It has something to say, perhaps goodbye: first listen, see
 			// serverDry.
-		case sv.vars == cl.vars:
+		case sv.handle == cl.handle:
 			return sv
 		case first == nil:
 			first = sv
@@ -226,14 +227,11 @@ func (m *machine) link(cl *client, sv *server) {
 	sv.client, cl.server = cl, sv
 	sv.touched, sv.stalled, sv.lastType = false, false, 0
 	cl.linkedAt, cl.cancelWanted = m.now, false
-	if sv.vars == cl.vars {
+	if sv.handle == cl.handle {
 		m.moveClient(cl, clientActive)
 		return
 	}
-	cl.pool.stats.Settings++
-	m.moveClient(cl, clientSetting)
-	sv.setError = nil
-	m.ownQuery(sv, appendSet(nil, &sv.vars, &cl.vars))
+	m.adapt(cl, sv)
 }
 
 // ownQuery sends a simple query whose answers nobody gets to see.
@@ -249,14 +247,7 @@ func (m *machine) setDone(cl *client, sv *server) {
 		m.refuseClient(cl, refusedParameter, pgwire.NewError(pgwire.SeverityFatal, e.Code, e.Message))
 		return
 	}
-	// The server's spelling counts: "iso" has become "ISO, MDY". The client
-	// is told where that is news to it.
-	for i := range cl.vars {
-		if cl.vars[i] != sv.vars[i] {
-			cl.vars[i] = sv.vars[i]
-			m.emit(&cl.conn, pgwire.AppendParameterStatus(nil, varNames[i], cl.vars[i]))
-		}
-	}
+	m.inform(cl, sv)
 	if cl.cancelWanted {
 		cl.server, sv.client = nil, nil
 		m.refuseRequest(cl)

@@ -309,25 +309,6 @@ func (m *machine) atRest(sv *server) {
 	}
 }
 
-// serverParameter handles a ParameterStatus, and reports whether the client, if
-// there is one, is to be told.
-func (m *machine) serverParameter(sv *server, body []byte) bool {
-	name, value, ok := pgwire.ParseParameterStatus(body)
-	if !ok {
-		m.serverBroken(sv, "malformed parameter status")
-		return false
-	}
-	i := varIndex(name)
-	if i < 0 {
-		return true
-	}
-	sv.vars[i] = string(value)
-	if sv.client != nil && sv.client.state == clientActive {
-		sv.client.vars[i] = sv.vars[i]
-	}
-	return true
-}
-
 // serverBroken ends a server that cannot be understood, and its client.
 func (m *machine) serverBroken(sv *server, why string) {
 	m.log.Error("server is out of step: "+why, "server", sv.key.PID,

@@ -51,8 +51,8 @@ type client struct {
 	login    string // the user that it is
 	addr     netip.AddrPort
 	local    netip.AddrPort
-	vars     vars
-	varsSet  [numVars]bool // which of them the client named at login
+	applied
+	varsSet [numVars]bool // which vars the client named at login
 
 	// held is input that was received and not yet processed.
 	held []byte
@@ -89,7 +89,7 @@ type server struct {
 	key           pgwire.CancelKey
 	network, addr string // where it is, for cancel requests
 	local         netip.AddrPort
-	vars          vars
+	applied
 
 	expects expects
 	// flight: messages of the extended protocol were sent and no Sync yet.
