@@ -16,8 +16,8 @@ import (
 )
 
 // poolerConfig turns PgBouncer's configuration into the pooler's.
-func poolerConfig(f *bouncer.Config) (pooler.Config, error) {
-	c := pooler.DefaultConfig()
+func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
+	c = pooler.DefaultConfig()
 	for _, host := range f.ListenAddr {
 		if host == "*" {
 			host = ""
@@ -34,6 +34,34 @@ func poolerConfig(f *bouncer.Config) (pooler.Config, error) {
 	}[f.AuthType]
 	c.MaxClients = f.MaxClientConn
 	c.PoolSize = f.DefaultPoolSize
+	if c.PoolMode, err = poolMode(f.PoolMode); err != nil {
+		return c, err
+	}
+	c.ServerResetQuery, c.ServerResetQueryAlways = f.ServerResetQuery, f.ServerResetQueryAlways
+	c.UserSettings = make(map[string]pooler.User, len(f.UserSettings))
+	for i := range f.UserSettings {
+		u := &f.UserSettings[i]
+		if c.UserSettings[u.Name], err = userSettings(u); err != nil {
+			return c, err
+		}
+	}
+	c.MinPoolSize = f.MinPoolSize
+	c.ReservePoolSize, c.ReservePoolTimeout = f.ReservePoolSize, f.ReservePoolTimeout
+	c.MaxDBConnections, c.MaxDBClientConnections = f.MaxDBConnections, f.MaxDBClientConnections
+	c.MaxUserConnections, c.MaxUserClientConnections = f.MaxUserConnections, f.MaxUserClientConnections
+	c.ServerRoundRobin = f.ServerRoundRobin
+	c.ServerCheckQuery, c.ServerCheckDelay = f.ServerCheckQuery, f.ServerCheckDelay
+	c.DisablePQExec, c.MaxPacketSize = f.DisablePQExec, f.MaxPacketSize
+	c.Timeouts = pooler.Timeouts{
+		Query: f.QueryTimeout, IdleTransaction: f.IdleTransactionTimeout,
+		Transaction: f.TransactionTimeout, ClientIdle: f.ClientIdleTimeout,
+	}
+	c.QueryWaitNotify = f.QueryWaitNotify
+	c.PoolIdleTimeout, c.AutoDBIdleTimeout = f.PoolIdleTimeout, f.AutoDBIdleTimeout
+	c.TCP = pooler.TCPOptions{
+		NoKeepAlive: !f.TCPKeepAlive, KeepIdle: f.TCPKeepIdle, KeepInterval: f.TCPKeepInterval, KeepCount: f.TCPKeepCount,
+		UserTimeout: f.TCPUserTimeout, DeferAccept: f.TCPDeferAccept, Buffer: f.TCPSocketBuffer,
+	}
 	c.MaxPrepared = f.MaxPreparedStatements
 	c.IgnoreStartup = f.IgnoreStartupParameters
 	c.ClientLoginTimeout = f.ClientLoginTimeout
@@ -43,12 +71,16 @@ func poolerConfig(f *bouncer.Config) (pooler.Config, error) {
 	c.ServerLifetime = f.ServerLifetime
 	c.ServerIdleTimeout = f.ServerIdleTimeout
 	c.CancelWaitTimeout = f.CancelWaitTimeout
+	c.SuspendTimeout = f.SuspendTimeout
 	c.StatsPeriod = f.StatsPeriod
+	c.LeakGuard = map[string]pooler.Guard{
+		"clean": pooler.GuardClean, "count": pooler.GuardCount, "refuse": pooler.GuardRefuse, "off": pooler.GuardOff,
+	}[f.LeakGuard]
 	c.AdminUsers, c.StatsUsers = f.AdminUsers, f.StatsUsers
 	c.AddHost = f.ApplicationNameAddHost
 	c.Version = version()
 	for _, s := range f.Settings {
-		c.Settings = append(c.Settings, pooler.Setting{Name: s.Key, Value: s.Value, Default: s.Default})
+		c.Settings = append(c.Settings, pooler.Setting{Name: s.Key, Value: s.Value, Default: s.Default, Fixed: !bouncer.Changeable(s.Key)})
 	}
 	c.LogConnections = f.LogConnections
 	c.LogDisconnections = f.LogDisconnections
@@ -70,23 +102,54 @@ func poolerConfig(f *bouncer.Config) (pooler.Config, error) {
 
 	c.Databases = make(map[string]pooler.Database, len(f.Databases))
 	for _, d := range f.Databases {
-		c.Databases[d.Name] = database(&d)
+		if c.Databases[d.Name], err = database(&d); err != nil {
+			return c, err
+		}
 	}
 	if f.Fallback != nil {
-		d := database(f.Fallback)
+		d, err := database(f.Fallback)
+		if err != nil {
+			return c, err
+		}
 		c.Fallback = &d
 	}
 	return c, nil
 }
 
-func database(d *bouncer.Database) pooler.Database {
-	out := pooler.Database{
+// poolMode turns PgBouncer's word for a pool mode, or "", into the pooler's.
+func poolMode(word string) (pooler.PoolMode, error) {
+	if word == "" {
+		return pooler.PoolInherit, nil
+	}
+	return pooler.ParsePoolMode(word)
+}
+
+func userSettings(u *bouncer.UserSetting) (out pooler.User, err error) {
+	out = pooler.User{
+		PoolSize: u.PoolSize, ReservePoolSize: u.ReservePoolSize,
+		MaxConnections: u.MaxConnections, MaxClientConnections: u.MaxClientConnections,
+		QueryWaitTimeout: u.QueryWaitTimeout,
+		Timeouts: pooler.Timeouts{
+			Query: u.QueryTimeout, IdleTransaction: u.IdleTransactionTimeout,
+			Transaction: u.TransactionTimeout, ClientIdle: u.ClientIdleTimeout,
+		},
+	}
+	out.PoolMode, err = poolMode(u.PoolMode)
+	return out, err
+}
+
+func database(d *bouncer.Database) (out pooler.Database, err error) {
+	out = pooler.Database{
 		Name: d.Name, Host: d.Host, Port: uint16(d.Port), DBName: d.DBName, User: d.User, PoolSize: d.PoolSize,
+		MinPoolSize: d.MinPoolSize, ReservePoolSize: d.ReservePoolSize,
+		MaxConnections: d.MaxConnections, MaxClientConnections: d.MaxClientConnections,
+		ServerLifetime: d.ServerLifetime, QueryWaitTimeout: d.QueryWaitTimeout,
 	}
 	if d.Password != "" {
 		out.Secret = pgwire.PlainSecret(d.Password)
 	}
-	return out
+	out.PoolMode, err = poolMode(d.PoolMode)
+	return out, err
 }
 
 const (

@@ -3,9 +3,17 @@
 //
 //	pgsteer-pooler [-check] [-version] FILE.ini
 //
-// SIGTERM and SIGINT end it: it accepts no more clients, lets transactions come
-// to their end, and closes the clients with SQLSTATE 57P01. A second signal
-// ends it at once.
+// The signals are PgBouncer's but for SIGTERM, which does not wait for ever:
+//
+//	SIGHUP   reads the configuration again, as the console's RELOAD does; if it
+//	         is bad, the log says why, and all stays as it was
+//	SIGTERM  ends it: no more clients are taken, those without a transaction are
+//	         closed with SQLSTATE 57P01, the others when they have ended theirs,
+//	         which they have 30 s for
+//	SIGINT   the same without the limit, as SHUTDOWN WAIT_FOR_SERVERS does
+//	SIGQUIT  ends it at once, as does a second SIGTERM or SIGINT
+//	SIGUSR1  pauses it, as PAUSE does
+//	SIGUSR2  goes on, as RESUME does
 //
 // The exit status is 0 after a signal, 1 when something failed, 2 when the
 // command line or the configuration makes no sense.
@@ -21,7 +29,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
@@ -59,7 +66,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stdout, "pgsteer-pooler %s\n", version())
 		return exitOK
 	}
-	file, warnings, err := bouncer.Load(opts.file)
+	loader := bouncer.NewLoader(opts.file)
+	file, warnings, err := loader.Load()
 	if err != nil {
 		fmt.Fprintf(stderr, "pgsteer-pooler: %v\n", err)
 		return exitUsage
@@ -77,7 +85,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	log := slog.New(slog.NewTextHandler(stderr, nil))
-	if err := serve(config, log); err != nil {
+	if err := serve(config, loader, log); err != nil {
 		log.Error(err.Error())
 		return exitFailure
 	}
@@ -85,18 +93,20 @@ func run(args []string, stdout, stderr io.Writer) int {
 }
 
 // serve is the pooler's life.
-func serve(config pooler.Config, log *slog.Logger) error {
+func serve(config pooler.Config, loader *bouncer.Loader, log *slog.Logger) error {
 	if err := setLimits(&config, log); err != nil {
 		return err
 	}
+	r := &reloader{loader: loader, log: log}
+	config.Reread, config.Change = r.reread, r.change
 	p, err := pooler.Open(config, log)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, obeyed...)
 	defer signal.Stop(signals)
 	ended := make(chan struct{})
 	watched := make(chan error, 1)
@@ -112,25 +122,6 @@ func serve(config pooler.Config, log *slog.Logger) error {
 		log.Info("stopped")
 	}
 	return err
-}
-
-// obey ends the pooler at the first signal, at once at the second.
-func obey(signals <-chan os.Signal, ended <-chan struct{}, cancel func(), p *pooler.Pooler, log *slog.Logger) error {
-	select {
-	case s := <-signals:
-		log.Info("stopping: transactions may come to their end", "signal", s.String())
-		notify(daemon.SdNotifyStopping, log)
-		cancel()
-	case <-ended:
-		return nil
-	}
-	select {
-	case s := <-signals:
-		log.Info("stopping at once", "signal", s.String())
-		return p.Close()
-	case <-ended:
-		return nil
-	}
 }
 
 // notify tells systemd how we are, if it started us.

@@ -56,15 +56,27 @@ func TestConfig(t *testing.T) {
 	want := pooler.Config{
 		Listen: []string{"127.0.0.1:6999", "[::1]:6999"}, Backlog: 64, ReusePort: true,
 		Databases: map[string]pooler.Database{"app": {Name: "app", Host: "127.0.0.1", Port: 5433, DBName: "appdb",
-			User: "owner", Secret: pgwire.PlainSecret("geheim"), PoolSize: 7}},
-		Fallback:   &pooler.Database{Name: "*", Host: "192.168.1.6", Port: 5432, PoolSize: 70},
+			User: "owner", Secret: pgwire.PlainSecret("geheim"), PoolSize: 7, PoolMode: pooler.PoolStatement,
+			MinPoolSize: 1, ReservePoolSize: 2, MaxConnections: 3, MaxClientConnections: 4,
+			ServerLifetime: time.Minute, QueryWaitTimeout: -1}},
+		Fallback: &pooler.Database{Name: "*", Host: "192.168.1.6", Port: 5432, PoolSize: 70},
+		PoolMode: pooler.PoolSession, ServerResetQuery: "DISCARD TEMP", ServerResetQueryAlways: true,
+		UserSettings: map[string]pooler.User{"bob": {PoolMode: pooler.PoolTransaction, PoolSize: 5, ReservePoolSize: -1, MaxConnections: 6, MaxClientConnections: 7,
+			QueryWaitTimeout: -1, Timeouts: pooler.Timeouts{Query: time.Second, IdleTransaction: 2 * time.Second, Transaction: 3 * time.Second, ClientIdle: 4 * time.Second}}},
+		Timeouts:        pooler.Timeouts{Query: 21 * time.Second, IdleTransaction: 22 * time.Second, Transaction: 23 * time.Second, ClientIdle: 24 * time.Second},
+		QueryWaitNotify: 25 * time.Second, PoolIdleTimeout: 26 * time.Second, AutoDBIdleTimeout: 27 * time.Second,
+		ServerRoundRobin: true, ServerCheckQuery: "select 1", ServerCheckDelay: 31 * time.Second, DisablePQExec: true, MaxPacketSize: 2048,
+		TCP: pooler.TCPOptions{NoKeepAlive: true, KeepIdle: 29 * time.Second, KeepInterval: 30 * time.Second, KeepCount: 28,
+			UserTimeout: 31 * time.Millisecond, DeferAccept: true, Buffer: 32},
+		MinPoolSize: 11, ReservePoolSize: 12, ReservePoolTimeout: 13 * time.Second,
+		MaxDBConnections: 14, MaxDBClientConnections: 15, MaxUserConnections: 16, MaxUserClientConnections: 17,
 		AuthMethod: pgwire.AuthSCRAM, MaxClients: 4000, PoolSize: 70, MaxPrepared: 99,
 		IgnoreStartup:        []string{"extra_float_digits", "search_path"},
 		ServerConnectTimeout: 3 * time.Second, ServerLoginRetry: 4 * time.Second, ServerLifetime: 5 * time.Second,
 		ServerIdleTimeout: 6 * time.Second, QueryWaitTimeout: 7 * time.Second, ClientLoginTimeout: 8 * time.Second,
 		TrustedBalancers: []netip.Prefix{netip.MustParsePrefix("192.168.1.100/32")},
-		AdminUsers:       []string{"alice"}, StatsUsers: []string{"bob", "alice"}, StatsPeriod: 10 * time.Second, AddHost: true,
-		CancelWaitTimeout: 9 * time.Second, ShutdownTimeout: pooler.DefaultConfig().ShutdownTimeout,
+		AdminUsers:       []string{"alice"}, StatsUsers: []string{"bob", "alice"}, StatsPeriod: 10 * time.Second, LeakGuard: pooler.GuardCount, AddHost: true,
+		CancelWaitTimeout: 9 * time.Second, SuspendTimeout: 12 * time.Second, ShutdownTimeout: pooler.DefaultConfig().ShutdownTimeout,
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got\n%+v, want\n%+v", got, want)
@@ -189,6 +201,29 @@ func TestSignals(t *testing.T) {
 			t.Fatalf("waiting for a notification: %v", err)
 		}
 		return string(b[:n])
+	}
+	// A reload: refused while the file is bad, obeyed when it is good.
+	cmd, errOut = start()
+	if got := notified(); got != "READY=1" {
+		t.Errorf("notified %q, want READY=1", got)
+	}
+	for _, change := range []string{"default_pool_size = much\n", "default_pool_size = 9\n"} {
+		if err := errors.Join(os.WriteFile(ini, []byte(text+change), 0o600), cmd.Process.Signal(syscall.SIGHUP)); err != nil {
+			t.Fatal(err)
+		}
+		if got := notified(); !strings.HasPrefix(got, "RELOADING=1\nMONOTONIC_USEC=") {
+			t.Errorf("notified %q, want RELOADING=1", got)
+		}
+		if got := notified(); got != "READY=1" {
+			t.Errorf("notified %q after the reload", got)
+		}
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	notified()
+	if err := cmd.Wait(); err != nil || strings.Count(errOut.String(), "config file loading failed") != 1 || !strings.Contains(errOut.String(), ini+":9: default_pool_size") {
+		t.Errorf("reload: %v\n%s", err, errOut)
 	}
 	for _, sig := range []os.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		cmd, errOut = start()

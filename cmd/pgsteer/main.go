@@ -7,7 +7,7 @@
 // stay pinned while pgsteerd is down. What it changes it asks pgsteerd to.
 //
 // The exit status is 0 when all went well, 1 when it did not, 2 when the
-// command line makes no sense.
+// command line makes no sense, 3 when pgsteer doctor has warnings and no errors.
 package main
 
 import (
@@ -24,6 +24,7 @@ import (
 	"syscall"
 
 	"github.com/pgsteer/pgsteer/pkg/admin"
+	"github.com/pgsteer/pgsteer/pkg/doctor"
 	"github.com/pgsteer/pgsteer/pkg/lb"
 	"github.com/pgsteer/pgsteer/pkg/xdp"
 )
@@ -33,6 +34,7 @@ const (
 	exitOK      = 0
 	exitFailure = 1
 	exitUsage   = 2
+	exitWarning = 3
 )
 
 const (
@@ -56,6 +58,7 @@ type tool struct {
 	getenv         func(string) string
 	open           func(pinPath string) (reader, error)
 	dial           func(socket string) daemon
+	examine        func(context.Context, doctor.Node, doctor.Options) []doctor.Finding
 }
 
 // A session is what a command has to work with.
@@ -83,7 +86,8 @@ func main() {
 			}
 			return r, nil
 		},
-		dial: dialDaemon,
+		dial:    dialDaemon,
+		examine: doctor.Examine,
 	}
 	os.Exit(t.run(ctx, os.Args[1:]))
 }
@@ -100,8 +104,12 @@ func (t tool) run(ctx context.Context, args []string) int {
 	}
 	t.report(inv.json, err)
 	var usage *usageError
-	if errors.As(err, &usage) {
+	var unwell *unwellError
+	switch {
+	case errors.As(err, &usage):
 		return exitUsage
+	case errors.As(err, &unwell) && unwell.errors == 0:
+		return exitWarning
 	}
 	return exitFailure
 }

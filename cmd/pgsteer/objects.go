@@ -38,6 +38,7 @@ func objects() []object {
 		{name: "counter", about: "what became of each packet that the XDP program saw", commands: counterCommands()},
 		{name: "audit", about: "a recount of the flow table against the active counts", commands: auditCommands()},
 		{name: "capture", about: "packets before and after the XDP program's rewriting", commands: captureCommands(), ownOptions: true},
+		{name: "doctor", about: "what stands in the way of this machine being a balancer", commands: doctorCommands()},
 		{name: "keygen", about: "a new key for the replication between the two nodes", commands: keygenCommands()},
 	}
 }
@@ -68,7 +69,7 @@ OPTIONS (before or after OBJECT and COMMAND):
   -V, --version        print the version
 
 The exit status is 0 when all went well, 1 when it did not, 2 when the command
-line makes no sense.
+line makes no sense, 3 when pgsteer doctor has warnings and no errors.
 `
 
 // usage lists the objects.

@@ -25,6 +25,7 @@ import (
 	"syscall"
 
 	"github.com/pgsteer/pgsteer/pkg/config"
+	"github.com/pgsteer/pgsteer/pkg/doctor"
 	"github.com/pgsteer/pgsteer/pkg/xdp"
 )
 
@@ -161,11 +162,7 @@ func serve(cfg *config.Config, log *slog.Logger) error {
 
 // detach removes what earlier lives of the daemon left in the kernel.
 func detach(cfg *config.Config, log *slog.Logger) error {
-	have, err := effective()
-	if err != nil {
-		return err
-	}
-	if err := checkCapabilities(have); err != nil {
+	if err := doctor.Capabilities(); err != nil {
 		return err
 	}
 	lock, err := lockPins(cfg.XDP.PinPath)

@@ -8,9 +8,8 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/pgsteer/pgsteer/pkg/config"
+	"github.com/pgsteer/pgsteer/pkg/doctor"
 )
 
 func writeConfig(t *testing.T, text string) string {
@@ -59,12 +58,8 @@ func TestRun(t *testing.T) {
 // of the interface.
 func TestRunRefuses(t *testing.T) {
 	path := writeConfig(t, strings.Replace(config.Minimal, "eth0", "no-such-device", 1))
-	have, err := effective()
-	if err != nil {
-		t.Fatal(err)
-	}
 	want := "missing the capabilit"
-	if checkCapabilities(have) == nil {
+	if doctor.Capabilities() == nil {
 		want = "interface no-such-device does not exist; this node has "
 	}
 	var stdout, stderr bytes.Buffer
@@ -73,34 +68,6 @@ func TestRunRefuses(t *testing.T) {
 	}
 	if !strings.Contains(stderr.String(), want) || strings.Count(stderr.String(), "\n") != 1 {
 		t.Errorf("stderr %q, want one line with %q", stderr.String(), want)
-	}
-}
-
-func TestCapabilities(t *testing.T) {
-	const (
-		admin, raw, bpf, perfmon = 1 << unix.CAP_NET_ADMIN, 1 << unix.CAP_NET_RAW, 1 << unix.CAP_BPF, 1 << unix.CAP_PERFMON
-		system                   = 1 << unix.CAP_SYS_ADMIN
-	)
-	tests := []struct {
-		have uint64
-		want string
-	}{
-		{admin | raw | bpf | perfmon, ""},
-		{admin | raw | system, ""},
-		{admin | raw | bpf, "missing the capability CAP_PERFMON: "},
-		{admin | bpf | perfmon, "missing the capability CAP_NET_RAW: "},
-		{raw | system, "missing the capability CAP_NET_ADMIN: "},
-		{admin | raw | perfmon, "missing the capability CAP_BPF: "},
-		{0, "missing the capabilities CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON: "},
-	}
-	for _, tt := range tests {
-		got := ""
-		if err := checkCapabilities(tt.have); err != nil {
-			got = err.Error()
-		}
-		if tt.want == "" && got != "" || !strings.HasPrefix(got, tt.want) {
-			t.Errorf("%#x: got %q, want %q", tt.have, got, tt.want)
-		}
 	}
 }
 
@@ -114,7 +81,7 @@ func TestInterface(t *testing.T) {
 	if _, err := net.InterfaceByName("lo"); err != nil {
 		t.Skip("no loopback interface here")
 	}
-	err = checkInterface(cfg)
+	err = doctor.Interface(cfg.Interface, sources(cfg))
 	if err == nil || !strings.HasPrefix(err.Error(), "virtual router main: its source 192.168.1.10 is not an address of lo, which has ") {
 		t.Errorf("got %v", err)
 	}

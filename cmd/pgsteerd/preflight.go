@@ -4,127 +4,35 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
-	"net/netip"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/pgsteer/pgsteer/pkg/config"
+	"github.com/pgsteer/pgsteer/pkg/doctor"
 	"github.com/pgsteer/pgsteer/pkg/xdp"
 )
-
-// A capability is one that the daemon cannot work without.
-type capability struct {
-	name string
-	bit  uint
-}
-
-// needed is what deploy's unit grants and no more: NET_ADMIN attaches XDP and
-// adds addresses, NET_RAW sends adverts and ARP, BPF loads the program, and
-// PERFMON lets the verifier accept its pointer arithmetic.
-var needed = []capability{
-	{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN},
-	{"CAP_NET_RAW", unix.CAP_NET_RAW},
-	{"CAP_BPF", unix.CAP_BPF},
-	{"CAP_PERFMON", unix.CAP_PERFMON},
-}
-
-// effective is the set of capabilities in force, as bits.
-func effective() (uint64, error) {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData // version 3 has 64 bits in two halves
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return 0, fmt.Errorf("reading this process's capabilities: %w", err)
-	}
-	return uint64(data[0].Effective) | uint64(data[1].Effective)<<32, nil
-}
-
-// checkCapabilities names what is missing in the set have.
-func checkCapabilities(have uint64) error {
-	// CAP_SYS_ADMIN contained BPF and PERFMON before Linux 5.8, and still does.
-	if have&(1<<unix.CAP_SYS_ADMIN) != 0 {
-		have |= 1<<unix.CAP_BPF | 1<<unix.CAP_PERFMON
-	}
-	var missing []string
-	for _, c := range needed {
-		if have&(1<<c.bit) == 0 {
-			missing = append(missing, c.name)
-		}
-	}
-	if len(missing) == 0 {
-		return nil
-	}
-	noun := "capability"
-	if len(missing) > 1 {
-		noun = "capabilities"
-	}
-	return fmt.Errorf("missing the %s %s: run as root or grant it, as deploy/systemd's unit does", noun, strings.Join(missing, ", "))
-}
-
-// checkInterface makes sure that the interface exists and has the addresses
-// that adverts are to be sent from.
-func checkInterface(cfg *config.Config) error {
-	iface, err := net.InterfaceByName(cfg.Interface)
-	if err != nil {
-		return fmt.Errorf("interface %s does not exist; this node has %s", cfg.Interface, interfaceNames())
-	}
-	addrs, err := iface.Addrs()
-	if err != nil {
-		return fmt.Errorf("reading the addresses of %s: %w", cfg.Interface, err)
-	}
-	var own []string
-	has := map[netip.Addr]bool{}
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			has[p.Addr()] = true
-			own = append(own, p.Addr().String())
-		}
-	}
-	for _, r := range cfg.VirtualRouters {
-		if !has[r.Source] {
-			return fmt.Errorf("virtual router %s: its source %s is not an address of %s, which has %s",
-				r.Name, r.Source, cfg.Interface, orNone(own))
-		}
-	}
-	return nil
-}
-
-func interfaceNames() string {
-	ifaces, err := net.Interfaces()
-	if err != nil {
-		return "an unknown number of others (" + err.Error() + ")"
-	}
-	var names []string
-	for _, i := range ifaces {
-		names = append(names, i.Name)
-	}
-	return orNone(names)
-}
-
-func orNone(words []string) string {
-	if len(words) == 0 {
-		return "none"
-	}
-	return strings.Join(words, ", ")
-}
 
 // preflight finds out whether the daemon can work here, without touching
 // anything.
 func preflight(cfg *config.Config) error {
-	have, err := effective()
-	if err != nil {
-		return err
-	}
-	if err := checkCapabilities(have); err != nil {
+	if err := doctor.Capabilities(); err != nil {
 		return err
 	}
 	// It warns of what is merely slow when the program is loaded.
 	if _, err := xdp.CheckKernel(); err != nil {
 		return err
 	}
-	return checkInterface(cfg)
+	return doctor.Interface(cfg.Interface, sources(cfg))
+}
+
+// sources are the addresses that advertisements are sent from.
+func sources(cfg *config.Config) []doctor.Router {
+	var all []doctor.Router
+	for _, r := range cfg.VirtualRouters {
+		all = append(all, doctor.Router{Name: r.Name, Source: r.Source})
+	}
+	return all
 }
 
 // lockPins claims the directory of pins for this process until the file is

@@ -25,7 +25,7 @@ var floors = [][]string{
 	{"pkg/pgwire", "pkg/vrrp", "pkg/notify"},
 	{"pkg/lb", "pkg/health", "pkg/pooler"},
 	{"pkg/xdp", "pkg/flowsync"},
-	{"pkg/config", "pkg/stats", "pkg/lab", "pkg/admin", "pkg/capture"},
+	{"pkg/config", "pkg/stats", "pkg/lab", "pkg/admin", "pkg/capture", "pkg/doctor"},
 	{"pkg/bench"},
 	{"cmd/pgsteerd", "cmd/pgsteer-pooler", "cmd/pgsteer", "cmd/pgsteer-lab", "cmd/pgsteer-bench", "deploy", "internal/layering"},
 }
@@ -33,7 +33,7 @@ var floors = [][]string{
 // onlyFor names the rooms that may be imported by some of those above them
 // only: no package but the programs knows the configuration.
 var onlyFor = map[string][]string{
-	"pkg/config": {"cmd/pgsteerd", "cmd/pgsteer-pooler", "deploy"},
+	"pkg/config": {"cmd/pgsteerd", "cmd/pgsteer-pooler", "cmd/pgsteer", "deploy"},
 }
 
 // owners says who may import a library that is not ours, by the longest prefix
@@ -238,7 +238,7 @@ func TestRules(t *testing.T) {
 		{"names that begin alike", "pkg/lbx/x.go", "fmt", "is on no floor"},
 		{"unknown package of ours", "cmd/pgsteerd/main.go", module + "/pkg/lbx", "it is on no floor"},
 		{"configuration into a program", "cmd/pgsteerd/main.go", module + "/pkg/config", ""},
-		{"configuration into another program", "cmd/pgsteer/main.go", module + "/pkg/config", "only for"},
+		{"configuration into another program", "cmd/pgsteer-lab/main.go", module + "/pkg/config", "only for"},
 		{"library of the owner", "pkg/xdp/xdp.go", "github.com/cilium/ebpf/link", ""},
 		{"library of somebody else", "cmd/pgsteer/main.go", "github.com/cilium/ebpf", "its owner is pkg/xdp"},
 		{"library of somebody else, in a test", "pkg/lab/lab_test.go", "github.com/cilium/ebpf", ""},

@@ -27,15 +27,16 @@ const (
 func (p *Pooler) accept(ln net.Listener) {
 	for {
 		conn, err := ln.Accept()
+		p.gate.wait(p.ctx)
 		if err == nil {
 			n := p.clients.Add(1)
-			if n > int64(p.config.MaxClients+refusingExtra) {
+			if n > int64(p.conf().MaxClients+refusingExtra) {
 				p.early[refusedFull].Add(1)
 				p.clients.Add(-1)
 				_ = conn.Close() // nothing was sent, nothing can be lost
 				continue
 			}
-			p.wg.Go(func() { p.serve(conn, n > int64(p.config.MaxClients)) })
+			p.wg.Go(func() { p.serve(conn, n > int64(p.conf().MaxClients)) })
 			continue
 		}
 		if errors.Is(err, net.ErrClosed) {
@@ -66,7 +67,8 @@ func isShortage(err error) bool {
 // to the loop.
 func (p *Pooler) serve(conn net.Conn, full bool) {
 	addr, peer, local := p.endpoints(conn)
-	limit := p.config.ClientLoginTimeout
+	p.conf().TCP.apply(conn, p.log)
+	limit := p.conf().ClientLoginTimeout
 	if full && (limit == 0 || limit > refusingTimeout) {
 		limit = refusingTimeout
 	}
@@ -121,7 +123,7 @@ func (p *Pooler) refuse(conn net.Conn, addr netip.AddrPort, why refusal, err err
 		return
 	}
 	p.early[why].Add(1)
-	p.log.Log(p.ctx, p.loop.m.limits.trouble, "pooler error: "+e.Message, "client", addr, "reason", why.String(), "error", err)
+	p.log.Log(p.ctx, p.conf().limits.trouble, "pooler error: "+e.Message, "client", addr, "reason", why.String(), "error", err)
 	_ = conn.SetWriteDeadline(time.Now().Add(lingerTimeout))
 	if err := pgwire.SendError(conn, e); err != nil {
 		p.log.Debug("failed to refuse client", "client", addr, "error", err)

@@ -271,8 +271,23 @@ func TestPoolsOfFallback(t *testing.T) {
 	}
 	w.m.now += time.Second
 	w.m.tick()
+	if len(w.m.pools) != 1 || cl.pool.open() != 0 {
+		t.Fatal("the pool does not wait for autodb_idle_timeout")
+	}
+	w.m.now += w.m.limits.autoIdle + time.Second
+	w.m.tick()
 	if len(w.m.pools) != 0 {
 		t.Error("the pool stays")
+	}
+	// One that never had a server goes at once.
+	cl, _ = w.newClient(db)
+	w.m.loginFailed(cl.pool, errServerLost, false)
+	w.dials = nil
+	w.hangUp(&cl.conn)
+	w.settle()
+	w.pass(maxTransientWait)
+	if len(w.m.pools) != 0 {
+		t.Error("a pool that never was stays")
 	}
 }
 

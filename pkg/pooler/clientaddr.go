@@ -46,7 +46,7 @@ const (
 // at.
 func (p *Pooler) endpoints(conn net.Conn) (client, peer, local netip.AddrPort) {
 	peer, local = addrOf(conn.RemoteAddr()), addrOf(conn.LocalAddr())
-	if len(p.config.TrustedBalancers) == 0 {
+	if len(p.conf().TrustedBalancers) == 0 {
 		return peer, peer, local
 	}
 	// Read whoever the peer is: the kernel keeps the headers until then.
@@ -56,7 +56,7 @@ func (p *Pooler) endpoints(conn net.Conn) (client, peer, local netip.AddrPort) {
 		p.log.Debug("failed to read the SYN of a connection", "client", peer, "error", err)
 		return peer, peer, local
 	}
-	if !slices.ContainsFunc(p.config.TrustedBalancers, func(t netip.Prefix) bool { return t.Contains(peer.Addr()) }) {
+	if !slices.ContainsFunc(p.conf().TrustedBalancers, func(t netip.Prefix) bool { return t.Contains(peer.Addr()) }) {
 		return peer, peer, local
 	}
 	if addr, ok := clientOfSYN(syn, peer); ok {

@@ -67,6 +67,9 @@ func (m *machine) clientReceived(cl *client, b []byte) {
 // turn is a connection's turn: it processes input set aside, and reports
 // whether the socket is to be read.
 func (m *machine) turn(c *conn) (read bool) {
+	if m.suspended && m.park(c) {
+		return false
+	}
 	cl := c.cl
 	if cl == nil {
 		// What a server sends is read unless its client has to take in
@@ -121,10 +124,10 @@ func (m *machine) stall(sv *server) (used, need int) {
 // unstall looks whether a stalled client may go on. The answers to earlier
 // flights come without its doing, since their Sync was sent; not so in a COPY.
 func (m *machine) unstall(sv *server) {
-	if !sv.stalled || sv.expects.n >= maxExpected/2 || !sv.copyIn && (sv.expects.unsure(unsureNamed) || sv.expects.unsure(unsureUnnamed)) {
+	if !sv.stalled || sv.stalledDry && sv.expects.n > 0 || sv.expects.n >= maxExpected/2 || !sv.copyIn && (sv.expects.unsure(unsureNamed) || sv.expects.unsure(unsureUnnamed)) {
 		return
 	}
-	sv.stalled = false
+	sv.stalled, sv.stalledDry = false, false
 	if sv.client != nil {
 		m.wake(&sv.client.conn)
 	}
@@ -228,6 +231,10 @@ func (m *machine) clientMessage(cl *client, b []byte) (used, need int) {
 		return 0, 0
 	}
 	total := pgwire.HeaderLen + bodyLen
+	if limit := m.limits.maxPacket; limit > 0 && total > limit {
+		m.refuseClient(cl, refusedProtocol, errPacketSize)
+		return 0, 0
+	}
 	if typ == pgwire.MsgTerminate {
 		m.clientTerminated(cl)
 		return 0, 0
@@ -241,6 +248,16 @@ func (m *machine) clientMessage(cl *client, b []byte) (used, need int) {
 	}
 	switch typ {
 	case pgwire.MsgQuery:
+		if cl.watched {
+			if used, need, done := m.clientQuery(cl, b, total); done {
+				return used, need
+			}
+		}
+		if m.limits.noPQExec {
+			m.log.Error("client used \"Query\" packet type", "client", cl.addr)
+			m.refuseClient(cl, refusedProtocol, errPQExec)
+			return 0, 0
+		}
 		// A simple query destroys the unnamed statement (section 53.2.3).
 		m.dropUnnamed(cl)
 		sv.unnamedSeq = unnamedNone
@@ -302,6 +319,9 @@ func (m *machine) expect(sv *server, x expect) {
 		sv.busyAt = m.now
 		if cl := sv.client; cl != nil {
 			cl.requestedAt = m.now
+			if cl.linkedAt == outsideTransaction {
+				cl.linkedAt = m.now
+			}
 		}
 	}
 	sv.expects.push(x)

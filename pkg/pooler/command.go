@@ -9,11 +9,9 @@ import (
 	"github.com/pgsteer/pgsteer/pkg/pgwire"
 )
 
-// The SQLSTATEs of the console's errors. PgBouncer has 08P01 for all of them.
-const (
-	codeSyntaxError           = "42601"
-	codeInsufficientPrivilege = "42501"
-)
+// codeConsole is the SQLSTATE of the console's errors: PgBouncer has one for
+// all of them.
+const codeConsole = pgwire.CodeProtocolViolation
 
 // The grammar is PgBouncer's (the regular expressions at the head of its
 // admin.c).
@@ -22,10 +20,16 @@ const commandWord = `("(?:[^"]|"")*"|[0-9a-zA-Z_]+)`
 var (
 	commandForm = regexp.MustCompile(`^[ \t\n\r]*` + commandWord + `(?:[ \t\n\r]+` + commandWord + `)?[ \t\n\r]*(?:;[ \t\n\r]*)?$`)
 	setForm     = regexp.MustCompile(`^[ \t\n\r]*(?i:set)[ \t\n\r]+` + commandWord + `[ \t\n\r]*(?:=|(?i:to))[ \t\n\r]*(?:` +
-		commandWord + `|'(?:[^']|'')*')[ \t\n\r]*(?:;[ \t\n\r]*)?$`)
+		commandWord + `|'((?:[^']|'')*)')[ \t\n\r]*(?:;[ \t\n\r]*)?$`)
 	// emptyForm is what drivers send to see whether a connection lives: nothing,
 	// a semicolon, or a comment.
 	emptyForm = regexp.MustCompile(`^(?:[ \t\n\r;]|--[^\n]*)*$`)
+)
+
+// Bounds of a command's words, as in PgBouncer (admin_parse_query).
+const (
+	maxName     = 15
+	maxArgument = 63
 )
 
 // unquote returns the word that a match of commandWord stands for.
@@ -54,18 +58,26 @@ func (s *console) query(body []byte) {
 		return
 	}
 	if m := commandForm.FindStringSubmatch(q); m != nil {
+		if len(m[1]) > maxName || len(m[2]) > maxArgument {
+			s.fail(codeConsole, "bad arguments")
+			return
+		}
 		s.command(q, strings.ToLower(unquote(m[1])), unquote(m[2]))
 		return
 	}
 	if m := setForm.FindStringSubmatch(q); m != nil {
-		s.set(unquote(m[1]))
+		value := unquote(m[2])
+		if m[2] == "" {
+			value = strings.ReplaceAll(m[3], "''", "'")
+		}
+		s.set(unquote(m[1]), value)
 		return
 	}
 	s.invalid(q)
 }
 
 func (s *console) invalid(q string) {
-	s.fail(codeSyntaxError, "invalid command '%s', use SHOW HELP;", strings.ToValidUTF8(q, "?"))
+	s.fail(codeConsole, "invalid command '%s', use SHOW HELP;", strings.ToValidUTF8(q, "?"))
 }
 
 // command carries out a command of one or two words.
@@ -73,21 +85,9 @@ func (s *console) command(q, name, arg string) {
 	switch name {
 	case "show", "select":
 		s.show(q, strings.ToLower(arg))
-	case "disable", "enable", "kill", "kill_client", "pause", "reconnect", "reload", "resume", "shutdown", "suspend", "wait_close":
-		s.unsupported(strings.ToUpper(name))
 	default:
-		s.invalid(q)
+		s.order(q, name, arg)
 	}
-}
-
-// unsupported answers a command of PgBouncer's that changes something. Whether
-// it exists is not told to those who may only look.
-func (s *console) unsupported(name string) {
-	if !s.admin {
-		s.fail(codeInsufficientPrivilege, "admin access needed")
-		return
-	}
-	s.fail(pgwire.CodeFeatureNotSupported, "command not supported: %s", name)
 }
 
 // sessionParameters are what some clients set or ask for before anything else,
@@ -98,17 +98,6 @@ var sessionParameters = map[string]string{
 	"standard_conforming_strings":   "on",
 	"datestyle":                     "ISO",
 	"timezone":                      "GMT",
-}
-
-// set answers SET.
-func (s *console) set(key string) {
-	if _, ok := sessionParameters[strings.ToLower(key)]; !ok {
-		s.unsupported("SET " + strings.ToValidUTF8(key, "?"))
-		return
-	}
-	notice := pgwire.NewError("NOTICE", codeSuccess, "SET ignored")
-	s.rows.Buf = notice.AppendNotice(s.rows.Buf)
-	s.done("SET")
 }
 
 // codeSuccess is the SQLSTATE of a notice, successful_completion.
@@ -144,9 +133,27 @@ func (s *console) show(q, what string) {
 // help answers SHOW HELP.
 func (s *console) help() error {
 	notice := pgwire.NewError("NOTICE", codeSuccess, "Console usage")
-	notice.Detail = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|VERSION\n" +
-		"\tSHOW SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE\n" +
-		"\tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS"
+	notice.Detail = helpText
 	s.rows.Buf = notice.AppendNotice(s.rows.Buf)
 	return nil
 }
+
+// helpText is PgBouncer's.
+const helpText = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|VERSION\n" +
+	"\tSHOW PEERS|PEER_POOLS\n" +
+	"\tSHOW FDS|SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE\n" +
+	"\tSHOW DNS_HOSTS|DNS_ZONES\n" +
+	"\tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS\n" +
+	"\tSET key = arg\n" +
+	"\tRELOAD\n" +
+	"\tPAUSE [<db>]\n" +
+	"\tRESUME [<db>]\n" +
+	"\tDISABLE <db>\n" +
+	"\tENABLE <db>\n" +
+	"\tRECONNECT [<db>]\n" +
+	"\tKILL [<db>]\n" +
+	"\tKILL_CLIENT <client_id>\n" +
+	"\tSUSPEND\n" +
+	"\tSHUTDOWN\n" +
+	"\tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS\n" +
+	"\tWAIT_CLOSE [<db>]"

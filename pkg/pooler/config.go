@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -19,6 +20,7 @@ type Config struct {
 	Backlog int
 	// ReusePort sets SO_REUSEPORT, so that several processes can share a port.
 	ReusePort bool
+	TCP       TCPOptions
 	// TrustedBalancers are the peers that are believed when the SYN of a
 	// connection names another address as its client's. Empty: nobody.
 	TrustedBalancers []netip.Prefix
@@ -42,12 +44,56 @@ type Config struct {
 	// PoolSize bounds the server connections of a pool (a database and user)
 	// whose Database does not say otherwise.
 	PoolSize int
+	// PoolMode is for databases and users that do not say otherwise.
+	// PoolInherit means PoolTransaction.
+	PoolMode PoolMode
+	// MinPoolSize is how many servers a pool keeps open, while it has clients or
+	// its database has a user of its own.
+	MinPoolSize int
+	// ReservePoolSize is how many servers above its size a pool may have when a
+	// client has waited for ReservePoolTimeout; with 0 for that, none.
+	ReservePoolSize    int
+	ReservePoolTimeout time.Duration
+	// MaxDBConnections and MaxDBClientConnections bound the servers and the
+	// clients of a database, over all its users, MaxUserConnections and
+	// MaxUserClientConnections those of a user, over all databases. 0: any
+	// number.
+	MaxDBConnections, MaxUserConnections             int
+	MaxDBClientConnections, MaxUserClientConnections int
+	// UserSettings are what is special about users, by name.
+	UserSettings map[string]User
+	// ServerResetQuery cleans a server when its client has left it in session
+	// pooling, or always. Empty: none.
+	ServerResetQuery       string
+	ServerResetQueryAlways bool
 	// MaxPrepared bounds the prepared statements on a server connection. 0
 	// switches the support for them off: names are passed on as they are.
 	MaxPrepared int
 	// IgnoreStartup are startup parameters to accept and ignore. Others that
 	// are not tracked are refused.
 	IgnoreStartup []string
+
+	Timeouts Timeouts
+	// QueryWaitNotify is after what time a client is told that it waits; 0:
+	// never.
+	QueryWaitNotify time.Duration
+	// ServerCheckQuery checks a server that has not been used for
+	// ServerCheckDelay before its next use. Empty: none. CheckEmpty is the empty
+	// query.
+	ServerCheckQuery string
+	ServerCheckDelay time.Duration
+	// PoolIdleTimeout is after what time a pool without clients and servers is
+	// forgotten, with its statistics, AutoDBIdleTimeout the same for databases
+	// found by Fallback. 0: never.
+	PoolIdleTimeout, AutoDBIdleTimeout time.Duration
+	// ServerRoundRobin uses the servers of a pool in turn, instead of the one
+	// that was used last first.
+	ServerRoundRobin bool
+	// DisablePQExec refuses simple queries.
+	DisablePQExec bool
+	// MaxPacketSize bounds clients' messages, in bytes. 0: PostgreSQL's bounds
+	// alone.
+	MaxPacketSize int
 
 	ClientLoginTimeout   time.Duration // from connect to welcome; 0: none
 	QueryWaitTimeout     time.Duration // for a server; 0: none
@@ -56,7 +102,12 @@ type Config struct {
 	ServerLifetime       time.Duration // 0: servers are closed after one use
 	ServerIdleTimeout    time.Duration // 0: none
 	CancelWaitTimeout    time.Duration // for delivering a cancel request, and for settling a server
+	SuspendTimeout       time.Duration // for buffers to be emptied at SUSPEND; 0: none
 	ShutdownTimeout      time.Duration // for transactions to end when Run is cancelled
+
+	// LeakGuard is what becomes of what a client leaves behind in a server's
+	// session in transaction or statement pooling.
+	LeakGuard Guard
 
 	// StatsPeriod is the time over which the console's averages are taken.
 	StatsPeriod time.Duration
@@ -70,6 +121,11 @@ type Config struct {
 	// Settings are shown by the console, in their order.
 	Settings []Setting
 
+	// Reread gets the configuration anew for the console's RELOAD, Change gets
+	// it with one setting changed for its SET. Nil: these commands fail.
+	Reread func() (Config, error)
+	Change func(key, value string) (Config, error)
+
 	// AddHost puts the client's address behind the application name that it
 	// gives at login, so that pg_stat_activity shows it.
 	AddHost bool
@@ -82,7 +138,10 @@ type Config struct {
 }
 
 // Setting is a line of the configuration, for SHOW CONFIG.
-type Setting struct{ Name, Value, Default string }
+type Setting struct {
+	Name, Value, Default string
+	Fixed                bool // a change needs a restart
+}
 
 // Database says where a database is.
 type Database struct {
@@ -97,6 +156,12 @@ type Database struct {
 	User     string
 	Secret   pgwire.Secret
 	PoolSize int // 0: Config.PoolSize
+	PoolMode PoolMode
+	// These are 0 for the Config's, negative for none.
+	MinPoolSize, ReservePoolSize         int
+	MaxConnections, MaxClientConnections int
+	ServerLifetime                       time.Duration // 0: the Config's
+	QueryWaitTimeout                     time.Duration // 0: the Config's, negative: none
 
 	auto bool // made from Config.Fallback
 }
@@ -107,6 +172,9 @@ func DefaultConfig() Config {
 	return Config{
 		MaxClients:           4000,
 		PoolSize:             70,
+		PoolMode:             PoolTransaction,
+		ReservePoolTimeout:   5 * time.Second,
+		ServerResetQuery:     "DISCARD ALL",
 		MaxPrepared:          200,
 		ClientLoginTimeout:   60 * time.Second,
 		QueryWaitTimeout:     120 * time.Second,
@@ -115,8 +183,13 @@ func DefaultConfig() Config {
 		ServerLifetime:       time.Hour,
 		ServerIdleTimeout:    10 * time.Minute,
 		CancelWaitTimeout:    10 * time.Second,
+		SuspendTimeout:       10 * time.Second,
 		ShutdownTimeout:      30 * time.Second,
 		StatsPeriod:          time.Minute,
+		QueryWaitNotify:      5 * time.Second,
+		ServerCheckQuery:     CheckEmpty,
+		ServerCheckDelay:     30 * time.Second,
+		AutoDBIdleTimeout:    time.Hour,
 		LogConnections:       true,
 		LogDisconnections:    true,
 		LogPoolerErrors:      true,
@@ -134,6 +207,9 @@ func (c *Config) validate() error {
 		return fmt.Errorf("max clients must be positive, not %d", c.MaxClients)
 	case c.PoolSize < 1:
 		return fmt.Errorf("pool size must be positive, not %d", c.PoolSize)
+	case c.MinPoolSize < 0, c.ReservePoolSize < 0, c.MaxDBConnections < 0, c.MaxUserConnections < 0,
+		c.MaxDBClientConnections < 0, c.MaxUserClientConnections < 0:
+		return errors.New("a limit of connections is negative")
 	case c.MaxPrepared < 0:
 		return fmt.Errorf("max prepared statements must not be negative, not %d", c.MaxPrepared)
 	case c.ServerConnectTimeout <= 0:
@@ -143,7 +219,7 @@ func (c *Config) validate() error {
 	case c.StatsPeriod <= 0:
 		return errors.New("statistics period must be positive")
 	case c.ServerLoginRetry < 0, c.QueryWaitTimeout < 0, c.ClientLoginTimeout < 0,
-		c.ServerLifetime < 0, c.ServerIdleTimeout < 0, c.ShutdownTimeout < 0:
+		c.ReservePoolTimeout < 0, c.ServerLifetime < 0, c.ServerIdleTimeout < 0, c.ShutdownTimeout < 0:
 		return errors.New("a timeout is negative")
 	}
 	for name, d := range c.Databases {
@@ -157,6 +233,16 @@ func (c *Config) validate() error {
 		}
 	}
 	return nil
+}
+
+// inherit gives a database the Config's settings where it has none of its own.
+func (c *Config) inherit(d *Database) {
+	d.PoolSize = cmp.Or(d.PoolSize, c.PoolSize)
+	d.PoolMode = cmp.Or(d.PoolMode, c.PoolMode)
+	d.MinPoolSize = cmp.Or(d.MinPoolSize, c.MinPoolSize)
+	d.ReservePoolSize = cmp.Or(d.ReservePoolSize, c.ReservePoolSize)
+	d.MaxConnections = cmp.Or(d.MaxConnections, c.MaxDBConnections)
+	d.MaxClientConnections = cmp.Or(d.MaxClientConnections, c.MaxDBClientConnections)
 }
 
 func (d *Database) validate() error {

@@ -25,6 +25,7 @@ type conn struct {
 	queued   bool // stands in machine.ready
 	dirty    bool // stands in machine.dirty
 	dropped  bool // descriptor closed, slot given back
+	parked   bool // not to be read while the pooler is suspended
 
 	in  framer
 	out *outq // nil unless there are bytes to send in this round
@@ -148,6 +149,9 @@ func (m *machine) wake(c *conn) {
 // flush sends what the round queued, to each destination once, and gives the
 // arena free.
 func (m *machine) flush() {
+	if m.freed {
+		m.settleLimits()
+	}
 	for i := 0; i < len(m.dirty); i++ { // a failed send may add to the list
 		m.flushConn(m.dirty[i])
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pgsteer/pgsteer/pkg/pgwire"
@@ -46,6 +47,9 @@ type console struct {
 	err   error // of a write: the session is over
 
 	connectedAt time.Time
+	key         pgwire.CancelKey
+	cancelled   chan struct{} // by a cancel request
+	killed      atomic.Bool   // by KILL_CLIENT
 
 	mu          sync.Mutex
 	requestedAt time.Time
@@ -70,8 +74,8 @@ var (
 // openConsole begins a session of a user who has proved to be one, or says why
 // there is none.
 func (p *Pooler) openConsole(conn net.Conn, who newcomer) (*console, error) {
-	admin := slices.Contains(p.config.AdminUsers, who.login)
-	if !admin && !slices.Contains(p.config.StatsUsers, who.login) {
+	admin := slices.Contains(p.conf().AdminUsers, who.login)
+	if !admin && !slices.Contains(p.conf().StatsUsers, who.login) {
 		return nil, errNotAllowed
 	}
 	p.consoles.mu.Lock()
@@ -79,7 +83,10 @@ func (p *Pooler) openConsole(conn net.Conn, who newcomer) (*console, error) {
 	if len(p.consoles.open) >= maxConsoles {
 		return nil, errConsoles
 	}
-	s := &console{p: p, conn: conn, who: who, admin: admin, connectedAt: time.Now()}
+	s := &console{
+		p: p, conn: conn, who: who, admin: admin, connectedAt: time.Now(),
+		key: pgwire.NewCancelKey(who.protocol), cancelled: make(chan struct{}, 1),
+	}
 	p.consoles.open = append(p.consoles.open, s)
 	return s, nil
 }
@@ -90,6 +97,15 @@ func (p *Pooler) closeConsole(s *console) {
 	defer p.consoles.mu.Unlock()
 	p.consoles.commands += s.commands
 	p.consoles.open = slices.DeleteFunc(p.consoles.open, func(o *console) bool { return o == s })
+	if len(p.consoles.open) == 0 {
+		// Nobody is left who could resume.
+		p.loop.post(func() {
+			if p.loop.m.suspended {
+				p.log.Info("admin disappeared when suspended, doing RESUME")
+				p.resume()
+			}
+		})
+	}
 }
 
 // openConsoles returns the sessions, and how many commands they and those
@@ -141,8 +157,11 @@ func (s *console) run() {
 // leave ends a session for a reason that the client may not know yet.
 func (s *console) leave(err error) {
 	s.p.closeConsole(s)
-	if s.p.late.Err() != nil {
+	switch {
+	case s.p.late.Err() != nil:
 		err = errShutdown
+	case s.killed.Load():
+		err = errForced
 	}
 	e, ok := errors.AsType[*pgwire.Error](err)
 	if !ok {
@@ -167,7 +186,7 @@ func (s *console) leave(err error) {
 }
 
 func (s *console) logEnd(why string) {
-	s.p.log.Log(s.p.ctx, s.p.loop.m.limits.logout, "closing because: "+why, "client", s.who.addr,
+	s.p.log.Log(s.p.ctx, s.p.conf().limits.logout, "closing because: "+why, "client", s.who.addr,
 		"database", consoleDatabase, "user", s.who.login)
 }
 
@@ -185,8 +204,7 @@ func (s *console) greet() {
 	} {
 		out = pgwire.AppendParameterStatus(out, p.Name, p.Value)
 	}
-	// No command runs long enough to be cancelled: the key opens nothing.
-	out = pgwire.AppendBackendKeyData(out, pgwire.NewCancelKey(s.who.protocol))
+	out = pgwire.AppendBackendKeyData(out, s.key)
 	s.rows.Buf = pgwire.AppendReadyForQuery(out, pgwire.TxIdle)
 	s.flush()
 }

@@ -32,7 +32,7 @@ func (p *Pooler) dial(pl *pool) {
 		Keys:     pl.keys,
 		Cache:    &pl.cache,
 	}
-	db := pl.db
+	db, epoch := pl.db, pl.epoch
 	p.wg.Go(func() {
 		n, err := p.connect(db, login)
 		if err != nil {
@@ -41,6 +41,7 @@ func (p *Pooler) dial(pl *pool) {
 			p.loop.post(func() { p.loop.m.loginFailed(pl, e, lasting) })
 			return
 		}
+		n.epoch = epoch
 		if !p.loop.post(func() { p.adoptServer(pl, n) }) {
 			_ = unix.Close(n.fd)
 		}
@@ -52,15 +53,15 @@ func (p *Pooler) secretFor(pl *pool) pgwire.Secret {
 	if pl.db.Secret.Kind != pgwire.SecretNone {
 		return pl.db.Secret
 	}
-	return p.config.Users[pl.key.user]
+	return p.conf().Users[pl.key.user]
 }
 
 // connect opens and logs in one server connection.
 func (p *Pooler) connect(db *Database, login pgwire.ServerLogin) (loggedIn, error) {
-	ctx, cancel := context.WithTimeout(p.ctx, p.config.ServerConnectTimeout)
+	ctx, cancel := context.WithTimeout(p.ctx, p.conf().ServerConnectTimeout)
 	defer cancel()
 	network, addr := db.address()
-	conn, err := p.dialer.DialContext(ctx, network, addr)
+	conn, err := p.conf().TCP.dial(ctx, network, addr)
 	if err != nil {
 		return loggedIn{}, fmt.Errorf("connecting to server: %w", err)
 	}
@@ -109,10 +110,10 @@ func (p *Pooler) cancelOn(sv *server) {
 func (p *Pooler) requestCancel(network, addr string, key pgwire.CancelKey) error {
 	// What a client that left has asked for must not run on because we stop:
 	// then the request still has a second.
-	ctx, cancel := context.WithTimeout(context.Background(), p.config.CancelWaitTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), p.conf().CancelWaitTimeout)
 	defer cancel()
 	defer context.AfterFunc(p.ctx, func() { time.AfterFunc(time.Second, cancel) })()
-	conn, err := p.dialer.DialContext(ctx, network, addr)
+	conn, err := p.conf().TCP.dial(ctx, network, addr)
 	if err != nil {
 		return fmt.Errorf("connecting to server: %w", err)
 	}

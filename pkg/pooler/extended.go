@@ -25,7 +25,7 @@ func (m *machine) clientParse(cl *client, b []byte, total int) (used, need int) 
 	if sv.expects.unsure(unsureNamed) && !sv.copyIn {
 		return m.stall(sv)
 	}
-	if m.limits.maxPrepared == 0 {
+	if !cl.renames {
 		m.expect(sv, expect{kind: expectReplies, n: 1})
 		sv.flight = true
 		return m.take(cl, b, total, false)
@@ -84,6 +84,12 @@ func (m *machine) clientParseUnnamed(cl *client, b []byte, total int) (used, nee
 	keep := total <= maxUnnamed
 	if keep && len(b) < total {
 		return 0, total
+	}
+	if cl.watched {
+		cl.unnamedLeft = leftAny
+		if len(b) >= min(total, pgwire.HeaderLen+1+lookLen) {
+			cl.unnamedLeft = lookAt(text(b[min(total, pgwire.HeaderLen+1):min(total, len(b))]))
+		}
 	}
 	cl.unnamed = cl.unnamed[:0]
 	if keep {
@@ -195,6 +201,9 @@ func (m *machine) useStatement(cl *client, typ byte, b []byte, total int, names 
 		cl.pool.stats.Binds++
 	}
 	if len(name) == 0 {
+		if cl.unnamedLeft != 0 && typ == pgwire.MsgBind && !m.leaves(cl, sv, cl.unnamedLeft) {
+			return 0, 0
+		}
 		m.prepareUnnamed(cl, sv)
 		sv.flight = true
 		m.expect(sv, expect{kind: expectReplies, n: 1})
@@ -203,6 +212,9 @@ func (m *machine) useStatement(cl *client, typ byte, b []byte, total int, names 
 	st := cl.names[string(name)]
 	if st == nil {
 		return m.passUnknown(cl, typ, b, total, names)
+	}
+	if st.left != 0 && typ == pgwire.MsgBind && cl.watched && !m.leaves(cl, sv, st.left) {
+		return 0, 0
 	}
 	m.prepare(sv, st)
 	return m.passRenamed(cl, typ, b, total, names, st.name)
@@ -214,7 +226,7 @@ func (m *machine) useStatement(cl *client, typ byte, b []byte, total int, names 
 // reach a statement of another client.
 func (m *machine) passUnknown(cl *client, typ byte, b []byte, total int, names pgwire.Names) (used, need int) {
 	name := names.Statement.Of(b[pgwire.HeaderLen:])
-	if len(name) >= len(stmtPrefix) && string(name[:len(stmtPrefix)]) == stmtPrefix && m.limits.maxPrepared > 0 {
+	if len(name) >= len(stmtPrefix) && string(name[:len(stmtPrefix)]) == stmtPrefix && cl.renames {
 		return m.passRenamed(cl, typ, b, total, names, string(name)+"_")
 	}
 	cl.server.flight = true
@@ -268,7 +280,7 @@ func (m *machine) place(sv *server, st *stmt) {
 
 // evict makes room for one more statement on a server.
 func (m *machine) evict(sv *server) {
-	for len(sv.prepared.byStmt) >= m.limits.maxPrepared {
+	for len(sv.prepared.byStmt) >= max(m.limits.maxPrepared, 1) {
 		st := sv.prepared.oldest()
 		sv.prepared.remove(st)
 		m.expect(sv, expect{kind: expectOwnClose, st: st}) // holds the reference

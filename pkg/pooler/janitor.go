@@ -12,42 +12,37 @@ const tickInterval = 250 * time.Millisecond
 
 // tick enforces what depends on the time alone.
 func (m *machine) tick() {
+	if m.suspended {
+		m.tickSuspended()
+		return
+	}
 	for _, p := range m.pools {
 		m.tickClients(p)
 		m.tickServers(p)
-		m.grow(p)
-		if p.db.auto && p.unused() && m.now >= p.retryAt {
-			delete(m.pools, p.key) // or each name that a client makes up would stay
+		m.tickSize(p)
+		if !m.blocked {
+			m.grow(p)
 		}
 	}
+	m.tickTimeouts()
+	m.tickUnusedPools()
+	m.tickStarved()
+	m.settleLimits()
 	for cl := m.closing.head; cl != nil && m.now-cl.since >= lingerTimeout; cl = m.closing.head {
 		m.clientGone(cl, "client does not close")
 	}
 	m.tickSettling()
+	m.tickTesting()
 	m.tickPeriod()
 }
 
 // unused reports whether a pool has neither clients nor servers.
 func (p *pool) unused() bool {
-	n := p.open()
-	for s, count := range p.clients {
-		if clientState(s) != clientGone {
-			n += count
-		}
-	}
-	return n == 0
+	return p.open() == 0 && p.population() == 0
 }
 
 func (m *machine) tickClients(p *pool) {
-	if limit := m.limits.queryWait; limit > 0 {
-		for cl := p.waiting.head; cl != nil && m.now-cl.since >= limit; cl = p.waiting.head {
-			e := *errWaitTimeout
-			if p.failure != nil {
-				e.Detail = "server login has been failing: " + p.failure.Message
-			}
-			m.refuseClient(cl, refusedWait, &e)
-		}
-	}
+	m.tickWaiting(p)
 	limit := m.limits.queryWait
 	if w := m.limits.loginWait; limit == 0 || w > 0 && w < limit {
 		limit = w
@@ -63,17 +58,25 @@ func (m *machine) tickClients(p *pool) {
 
 func (m *machine) tickServers(p *pool) {
 	if limit := m.limits.serverIdle; limit > 0 {
-		// The least recently used is at the end.
-		for sv := p.idle.tail; sv != nil && m.now-sv.since >= limit; sv = p.idle.tail {
-			m.closeServer(sv, "server idle timeout")
+		for _, l := range []*list[server]{&p.used, &p.idle} {
+			for sv := l.head; sv != nil; {
+				next := sv.lk.next
+				if m.now-sv.usedAt >= limit && p.live() > p.minSize {
+					m.closeServer(sv, "server idle timeout")
+				}
+				sv = next
+			}
 		}
 	}
+	m.tickUnused(p)
 	// One a tick, so that a pool does not have to log in all its servers anew
 	// at the same moment.
-	for sv := p.idle.head; sv != nil; sv = sv.lk.next {
-		if m.now-sv.openedAt >= m.limits.serverLifetime && (sv.touched || m.limits.serverLifetime > 0) {
-			m.closeServer(sv, "server lifetime over")
-			break
+	for _, l := range []*list[server]{&p.used, &p.idle} {
+		for sv := l.head; sv != nil; sv = sv.lk.next {
+			if m.now-sv.openedAt >= p.lifetime && (sv.touched || p.lifetime > 0) {
+				m.closeServer(sv, "server lifetime over")
+				return
+			}
 		}
 	}
 }
@@ -90,8 +93,12 @@ func (m *machine) stop() {
 			switch c.cl.state {
 			case clientGreeting, clientIdle, clientWaiting, clientSetting, clientRefusing:
 				m.refuseClient(c.cl, refusedShutdown, errShutdown)
+			case clientActive:
+				if c.cl.resting() {
+					m.refuseClient(c.cl, refusedShutdown, errShutdown)
+				}
 			}
-		case c.sv.state == serverIdle:
+		case c.sv.state == serverIdle || c.sv.state == serverUsed:
 			m.closeServer(c.sv, "shutting down")
 		}
 	}
@@ -106,8 +113,9 @@ func (m *machine) stopNow() {
 	}
 }
 
-// ended reports whether the end has come: stopping, and no client left.
-func (m *machine) ended() bool { return m.stopping && m.population == 0 }
+// ended reports whether the end has come: stopping or unloading, and no client
+// left.
+func (m *machine) ended() bool { return (m.stopping || m.unloading) && m.population == 0 }
 
 // abandon drops all connections, the clients' first: their servers learn how
 // they were left.

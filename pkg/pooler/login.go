@@ -37,7 +37,7 @@ func (p *Pooler) login(conn net.Conn, n *newcomer, full bool) (refusal, error) {
 	if err := p.parameters(n, &s); err != nil {
 		return refusedParameter, err
 	}
-	id, err := p.auth.AuthenticateClient(conn, &s)
+	id, err := p.conf().auth.AuthenticateClient(conn, &s)
 	if err != nil {
 		return refusedAuth, err
 	}
@@ -45,7 +45,8 @@ func (p *Pooler) login(conn net.Conn, n *newcomer, full bool) (refusal, error) {
 		p.logLogin(n, s.Database)
 		return 0, errConsole
 	}
-	if n.database = p.database(s.Database); n.database == nil {
+	n.from = p.conf()
+	if n.database = n.from.database(s.Database); n.database == nil {
 		return refusedDatabase, pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeInvalidCatalogName,
 			fmt.Sprintf("no such database: %s", s.Database))
 	}
@@ -71,13 +72,16 @@ func (p *Pooler) logLogin(n *newcomer, database string) {
 	if n.peer != n.addr {
 		attrs = append(attrs, "balancer", n.peer)
 	}
-	p.log.Log(p.ctx, p.loop.m.limits.login, "login attempt", attrs...)
+	p.log.Log(p.ctx, p.conf().limits.login, "login attempt", attrs...)
 }
 
 // cancelClient passes a cancel request on to the loop, and waits until it is
 // carried out. The requester's connection is open until then, so that it knows
 // when it can hit nothing else any more.
 func (p *Pooler) cancelClient(from netip.AddrPort, key pgwire.CancelKey) {
+	if p.cancelConsole(key) {
+		return
+	}
 	done := make(chan struct{})
 	posted := p.loop.post(func() {
 		if !p.loop.m.clientCancels(key, func() { close(done) }) {
@@ -100,34 +104,25 @@ const notSentLimit = 128 << 10
 
 // adoptClient gives a client to the machine. It runs in the loop.
 func (p *Pooler) adoptClient(n newcomer) {
+	gone := false
+	if s := p.conf(); s != n.from { // a reload came between
+		if db := s.database(n.database.Name); db != nil {
+			n.database = db
+		} else {
+			n.database.auto, gone = true, true // so that the pool goes again
+		}
+	}
 	cl := p.loop.m.addClient(n)
 	if cl.dropped {
 		return
+	}
+	if gone {
+		p.loop.m.refuseClient(cl, refusedDatabase, errDatabaseRemoved)
 	}
 	if err := p.loop.watch(&cl.conn); err != nil {
 		p.log.Error("failed to watch client", "client", n.addr, "error", err)
 		p.loop.m.clientGone(cl, "cannot be watched")
 	}
-}
-
-// database finds the settings for a database by the name that the client used.
-func (p *Pooler) database(name string) *Database {
-	d, ok := p.config.Databases[name]
-	if !ok {
-		if p.config.Fallback == nil {
-			return nil
-		}
-		d = *p.config.Fallback
-		d.DBName, d.auto = "", true
-	}
-	d.Name = name
-	if d.DBName == "" {
-		d.DBName = name
-	}
-	if d.PoolSize == 0 {
-		d.PoolSize = p.config.PoolSize
-	}
-	return &d
 }
 
 // parameters takes the startup parameters, which follow the client from server
@@ -140,7 +135,7 @@ func (p *Pooler) parameters(n *newcomer, s *pgwire.Startup) error {
 		case param.Name == "replication":
 			return pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeFeatureNotSupported,
 				"replication connections are not supported")
-		case p.ignore[strings.ToLower(param.Name)]:
+		case p.conf().ignore[strings.ToLower(param.Name)]:
 		case param.Name == "options":
 			if err := p.options(n, param.Value); err != nil {
 				return err
@@ -149,7 +144,7 @@ func (p *Pooler) parameters(n *newcomer, s *pgwire.Startup) error {
 			n.extra = append(n.extra, param)
 		}
 	}
-	if p.config.AddHost {
+	if p.conf().AddHost {
 		n.addHost()
 	}
 	return nil
@@ -196,7 +191,7 @@ func (p *Pooler) options(n *newcomer, text string) error {
 				"unsupported options startup parameter: only '-c name=value' and '--name=value' are allowed")
 		}
 		name = strings.ReplaceAll(name, "-", "_")
-		if !p.parameter(n, name, value) && !p.ignore[strings.ToLower(name)] {
+		if !p.parameter(n, name, value) && !p.conf().ignore[strings.ToLower(name)] {
 			n.extra = append(n.extra, pgwire.Param{Name: name, Value: value})
 		}
 	}

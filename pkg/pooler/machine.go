@@ -44,9 +44,26 @@ type limits struct {
 	serverLifetime time.Duration
 	serverIdle     time.Duration
 	cancelWait     time.Duration
+	suspendTimeout time.Duration
 	statsPeriod    time.Duration
 	parting        time.Duration // for a client that took its leave to close
-	gatherBudget   int           // bytes of unfinished messages, over all clients
+	resetMsg       []byte        // the query that cleans a session for the next client; nil: none
+	resetAlways    bool          // it also runs where transactions are pooled
+	users          map[string]User
+	timeouts       Timeouts
+	waitNotify     time.Duration // after which a client is told that it waits; 0: never
+	checkMsg       []byte        // the query that checks a server before its use; nil: none
+	checkDelay     time.Duration // for servers that were not used for so long
+	poolIdle       time.Duration // after which an unused pool is forgotten; 0: never
+	autoIdle       time.Duration // one of a database that the entry * made; 0: never
+	roundRobin     bool          // servers are used in turn
+	noPQExec       bool          // simple queries are refused
+	maxPacket      int           // bytes of a client's message; 0: any number
+	reserveAfter   time.Duration // how long a client waits before its pool's reserve is used; 0: it is not
+	maxUser        int           // servers of a user, over all databases; 0: any number
+	maxUserClients int
+	leakGuard      Guard
+	gatherBudget   int // bytes of unfinished messages, over all clients
 
 	login, logout, trouble slog.Level // of what is logged about each connection
 }
@@ -79,8 +96,25 @@ func limitsOf(c *Config) limits {
 		serverLifetime: c.ServerLifetime,
 		serverIdle:     c.ServerIdleTimeout,
 		cancelWait:     c.CancelWaitTimeout,
+		suspendTimeout: c.SuspendTimeout,
 		statsPeriod:    c.StatsPeriod,
 		parting:        cmp.Or(c.parting, partingTimeout),
+		resetMsg:       queryMsg(c.ServerResetQuery),
+		resetAlways:    c.ServerResetQueryAlways,
+		users:          c.UserSettings,
+		timeouts:       c.Timeouts,
+		waitNotify:     c.QueryWaitNotify,
+		checkMsg:       checkMsg(c.ServerCheckQuery),
+		checkDelay:     c.ServerCheckDelay,
+		poolIdle:       c.PoolIdleTimeout,
+		autoIdle:       c.AutoDBIdleTimeout,
+		roundRobin:     c.ServerRoundRobin,
+		noPQExec:       c.DisablePQExec,
+		maxPacket:      c.MaxPacketSize,
+		reserveAfter:   c.ReservePoolTimeout,
+		maxUser:        c.MaxUserConnections,
+		maxUserClients: c.MaxUserClientConnections,
+		leakGuard:      c.LeakGuard,
 		gatherBudget:   gatherBudget,
 		login:          levelIf(c.LogConnections, slog.LevelInfo),
 		logout:         levelIf(c.LogDisconnections, slog.LevelInfo),
@@ -112,6 +146,11 @@ type machine struct {
 	pools map[poolKey]*pool
 	byPID map[uint32]*client
 
+	dbUses, userUses usages
+	// blocked: a limit keeps a pool from growing. Freed: since it was last looked
+	// at, a server has become idle or gone.
+	blocked, freed bool
+
 	population int // clients that have a slot
 
 	stmts    stmts
@@ -125,11 +164,21 @@ type machine struct {
 
 	closing  list[client]
 	settling list[server]
+	testing  list[server]
 
 	arena  arena
 	outqs  []*outq
 	spills [][]byte
 	one    [1][]byte
+
+	// What the console's commands have done: see pause.go and suspend.go.
+	marks         map[string]mark // by database
+	paused        bool            // all databases
+	watches       []watch
+	suspended     bool
+	clientsParked bool
+	suspendedAt   time.Duration
+	unloading     bool
 
 	// stopping: no transaction is begun any more; whoever ends one is told to
 	// go.
@@ -146,10 +195,14 @@ func newMachine(l limits, w world, log *slog.Logger) *machine {
 		world:    w,
 		log:      log,
 		pools:    make(map[poolKey]*pool),
+		marks:    make(map[string]mark),
+		dbUses:   make(usages),
+		userUses: make(usages),
 		byPID:    make(map[uint32]*client),
 		stmts:    stmts{byKey: make(map[string]*stmt)},
 		closing:  list[client]{at: clientLink},
 		settling: list[server]{at: serverLink},
+		testing:  list[server]{at: serverLink},
 		arena:    arena{buf: make([]byte, arenaSize)},
 	}
 }
@@ -201,15 +254,16 @@ type newcomer struct {
 	fd       int
 	id       uint64
 	database *Database
-	login    string // the user that it is
-	user     string // the user that its servers are logged in as
+	from     *settings // that the database is from
+	login    string    // the user that it is
+	user     string    // the user that its servers are logged in as
 	protocol pgwire.Version
 	addr     netip.AddrPort // whom it is: the peer, or whom a trusted balancer speaks for
 	peer     netip.AddrPort
 	local    netip.AddrPort // where it was accepted
 	vars     vars
 	varsSet  [numVars]bool
-	extra    []pgwire.Param // other run-time parameters of its startup packet
+	extra    []pgwire.Param    // other run-time parameters of its startup packet
 	keys     *pgwire.ScramKeys // what its login revealed
 }
 
@@ -222,11 +276,15 @@ func (m *machine) addClient(n newcomer) *client {
 	}
 	cl := &client{
 		pool: p, id: n.id, protocol: n.protocol, login: n.login, addr: n.addr, local: n.local,
-		applied: applied{settings: settings{vars: n.vars, rest: newParams(n.extra)}}, varsSet: n.varsSet, connectedAt: m.now,
+		applied: applied{paramState: paramState{vars: n.vars, rest: newParams(n.extra)}}, varsSet: n.varsSet, connectedAt: m.now,
+		mode: p.mode, renames: m.maxPrepared(p) > 0, watched: m.limits.leakGuard != GuardOff && p.mode != PoolSession,
 	}
 	cl.cl = cl
 	m.enter(&cl.conn, n.fd)
 	m.population++
+	cl.use = m.userUses.take(n.login)
+	cl.use.clients++
+	p.dbUse.clients++
 	p.clients[clientNew]++
 	for {
 		cl.key = pgwire.NewCancelKey(n.protocol)
@@ -241,6 +299,14 @@ func (m *machine) addClient(n newcomer) *client {
 	switch {
 	case m.stopping:
 		m.refuseClient(cl, refusedShutdown, errShutdown)
+	case m.unloading:
+		m.refuseClient(cl, refusedShutdown, errShuttingDown)
+	case m.marks[p.key.database].disabled:
+		m.refuseClient(cl, refusedDisabled, errDisabled(p.key.database))
+	case p.db.MaxClientConnections > 0 && p.dbUse.clients > p.db.MaxClientConnections:
+		m.refuseClient(cl, refusedDBClients, errDBClients)
+	case m.userClientsFull(cl):
+		m.refuseClient(cl, refusedUserClients, errUserClients)
 	case p.params != nil:
 		m.greet(cl)
 	case p.failing(m.now):
@@ -253,7 +319,7 @@ func (m *machine) addClient(n newcomer) *client {
 
 // greet sends a client what follows AuthenticationOk (section 53.2.1).
 func (m *machine) greet(cl *client) {
-	defaults := cl.pool.params.settings()
+	defaults := cl.pool.params.state()
 	var out []byte
 	for i := range cl.vars {
 		if !cl.varsSet[i] {
@@ -305,6 +371,12 @@ func (m *machine) logClient(level slog.Level, what, why string, cl *client) {
 
 // forget releases what a client holds beside its socket.
 func (m *machine) forget(cl *client) {
+	if cl.use != nil {
+		cl.use.clients--
+		m.userUses.drop(cl.use)
+		cl.use = nil
+		cl.pool.dbUse.clients--
+	}
 	if m.byPID[cl.key.PID] == cl {
 		delete(m.byPID, cl.key.PID)
 	}

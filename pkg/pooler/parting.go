@@ -103,7 +103,7 @@ func (p *Pooler) part(conn net.Conn) {
 		return
 	}
 	// A connection that takes no deadline is broken, and the read fails.
-	_ = conn.SetReadDeadline(time.Now().Add(p.loop.m.limits.parting))
+	_ = conn.SetReadDeadline(time.Now().Add(p.conf().limits.parting))
 	defer context.AfterFunc(p.ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })()
 	_, _ = io.CopyN(io.Discard, conn, maxDiscard)
 }

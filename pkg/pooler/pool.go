@@ -16,15 +16,32 @@ type poolKey struct{ database, user string }
 // pool is the servers for one database and user, and the clients that share
 // them.
 type pool struct {
-	key  poolKey
-	db   *Database
-	size int
+	key poolKey
+	db  *Database
+	// epoch counts the changes after which servers are to be replaced.
+	epoch uint64
+	size  int
+	mode  PoolMode
+	// minSize servers are kept open, reserve more opened for clients that have
+	// waited long.
+	minSize, reserve int
+	lifetime         time.Duration
+	unusedAt         time.Duration // when it was last seen with clients or servers
+	dbUse, userUse   *usage
+	blocked          bool          // by a limit that it shares with other pools
+	removed          bool          // its database is no more
+	yield            bool          // the next server that is free is closed in another pool's favour
+	paused           bool          // by the console: no server for anybody
+	leftLogged       time.Duration // when the log spoke of session state last
+	// resets: a server is cleaned by a query before the next client gets it.
+	resets bool
 
 	clients [numClientStates]int // how many in each state
 	servers [numServerStates]int
 	dialing int
 
-	idle     list[server] // most recently used first
+	idle     list[server] // most recently used first, with server_round_robin last
+	used     list[server] // idle, and to be checked before the next use
 	waiting  list[client] // first come, first served
 	greeting list[client]
 
@@ -59,6 +76,8 @@ type PoolStats struct {
 	ServersLost         uint64 // closed by the other side
 	Cancels             uint64 // sent to servers
 	Settings            uint64 // hand-outs that needed a SET
+	Pins                uint64 // of servers to clients with session advisory locks
+	Leftovers           uint64 // transactions that left session state behind
 	Notifications       uint64 // dropped: a pooled server's belong to nobody
 
 	ClientParses uint64 // of named statements
@@ -76,11 +95,15 @@ func (m *machine) poolFor(db *Database, user string) *pool {
 		return p
 	}
 	p := &pool{
-		key: key, db: db, size: db.PoolSize,
+		key: key, db: db,
 		idle:     list[server]{at: serverLink},
+		used:     list[server]{at: serverLink},
+		unusedAt: m.now,
 		waiting:  list[client]{at: clientLink},
 		greeting: list[client]{at: clientLink},
 	}
+	p.dbUse, p.userUse = m.dbUses.take(db.Name), m.userUses.take(user)
+	m.configure(p)
 	m.pools[key] = p
 	return p
 }
@@ -90,13 +113,13 @@ func (p *pool) open() int { return p.live() + p.dialing }
 
 // live returns the number of servers that are logged in.
 func (p *pool) live() int {
-	return p.servers[serverIdle] + p.servers[serverActive] + p.servers[serverSettling] + p.servers[serverHeld]
+	return p.servers[serverIdle] + p.servers[serverUsed] + p.servers[serverActive] + p.servers[serverSettling] + p.servers[serverTesting] + p.servers[serverHeld]
 }
 
 // failing reports whether the pool has no server and the database refuses to
 // give it one.
 func (p *pool) failing(now time.Duration) bool {
-	return p.failure != nil && p.lasting && p.live() == 0 && now < p.retryAt
+	return p.failure != nil && p.lasting && p.live() == 0 && now < p.retryAt && !p.paused
 }
 
 // cachedFailure is what a client is told while logins are not tried again.
@@ -105,24 +128,13 @@ func (p *pool) cachedFailure() *pgwire.Error {
 		"server login has been failing, cached error: "+p.failure.Message+" (server_login_retry)")
 }
 
-// grow dials servers while clients wait for more than are on their way.
-func (m *machine) grow(p *pool) {
-	need := p.waiting.n
-	if p.params == nil {
-		need = max(need, min(p.greeting.n, 1))
-	}
-	for p.dialing < min(need, maxDialsPerPool) && p.open() < p.size && m.now >= p.retryAt && !m.stopping {
-		p.dialing++
-		m.world.dial(p)
-	}
-}
-
 // loggedIn is a server that a dial made.
 type loggedIn struct {
 	fd            int
 	id            uint64
 	key           pgwire.CancelKey
 	params        paramList
+	epoch         uint64 // of the pool when the login began
 	network, addr string // where it is
 	local         netip.AddrPort
 }
@@ -134,8 +146,9 @@ func (m *machine) addServer(p *pool, n loggedIn) *server {
 	p.stats.ServerLogins++
 	p.params = n.params
 	sv := &server{
-		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, local: n.local, applied: applied{settings: n.params.settings()},
-		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now,
+		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, local: n.local,
+		applied: applied{paramState: n.params.state()},
+		status:  pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now, usedAt: m.now, epoch: n.epoch,
 	}
 	sv.sv = sv
 	sv.seal()
@@ -154,6 +167,7 @@ func (m *machine) addServer(p *pool, n loggedIn) *server {
 // refused in a way that waiting does not mend.
 func (m *machine) loginFailed(p *pool, e *pgwire.Error, lasting bool) {
 	p.dialing--
+	m.countServers(p, -1)
 	p.failures++
 	p.failure, p.lasting = e, lasting
 	p.stats.ServerLoginFailures++
@@ -166,7 +180,7 @@ func (m *machine) loginFailed(p *pool, e *pgwire.Error, lasting bool) {
 		m.log.Warn("failed to log in to server", "database", p.key.database, "user", p.key.user,
 			"error", e.Message, "code", e.Code, "retry_in", wait)
 	}
-	if !lasting || p.live() > 0 {
+	if !lasting || p.live() > 0 || p.paused {
 		return
 	}
 	told := pgwire.NewError(pgwire.SeverityFatal, e.Code, e.Message)
@@ -225,8 +239,9 @@ func (m *machine) link(cl *client, sv *server) {
 	cl.pool.stats.Assignments++
 	m.moveServer(sv, serverActive)
 	sv.client, cl.server = cl, sv
-	sv.touched, sv.stalled, sv.lastType = false, false, 0
-	cl.linkedAt, cl.cancelWanted = m.now, false
+	sv.touched, sv.stalled, sv.stalledDry, sv.lastType = false, false, false, 0
+	sv.unreset = cl.pool.resets || cl.mode == PoolSession && len(m.limits.resetMsg) > 0
+	cl.linkedAt, cl.cancelWanted, cl.waitNotified = m.now, false, false
 	if sv.handle == cl.handle {
 		m.moveClient(cl, clientActive)
 		return
@@ -243,12 +258,17 @@ func (m *machine) ownQuery(sv *server, msg []byte) {
 
 // setDone goes on with a client whose server now has its parameters.
 func (m *machine) setDone(cl *client, sv *server) {
+	if sv.checking {
+		m.locksChecked(cl, sv)
+		return
+	}
+	sv.left &^= leftHalf
 	if e := sv.setError; e != nil {
 		m.refuseClient(cl, refusedParameter, pgwire.NewError(pgwire.SeverityFatal, e.Code, e.Message))
 		return
 	}
 	m.inform(cl, sv)
-	if cl.cancelWanted {
+	if cl.cancelWanted && !sv.touched {
 		cl.server, sv.client = nil, nil
 		m.refuseRequest(cl)
 		m.handOut(sv)
@@ -261,8 +281,7 @@ func (m *machine) setDone(cl *client, sv *server) {
 // release ends a transaction: the server is clean, the client owes nothing.
 func (m *machine) release(cl *client, sv *server) {
 	if sv.touched {
-		cl.pool.stats.Transactions++
-		cl.pool.stats.TransactionTime += m.now - cl.linkedAt
+		m.countTransaction(cl)
 	}
 	cl.server, sv.client = nil, nil
 	m.moveClient(cl, clientIdle)
@@ -287,8 +306,20 @@ func (m *machine) handOut(sv *server) {
 		m.closeServer(sv, "server connection closed")
 	case m.stopping:
 		m.closeServer(sv, "shutting down")
-	case sv.touched && m.now-sv.openedAt >= m.limits.serverLifetime:
+	case sv.touched && m.now-sv.openedAt >= p.lifetime:
 		m.closeServer(sv, "server lifetime over")
+	case sv.epoch != p.epoch:
+		m.closeServer(sv, reasonReconfigured)
+	case p.paused:
+		m.closeServer(sv, reasonPaused)
+	case sv.unreset && len(m.limits.resetMsg) > 0:
+		sv.unreset = false
+		m.test(sv, m.limits.resetMsg, resetFailed)
+	case sv.left != 0:
+		m.clean(sv)
+	case p.yield:
+		p.yield = false
+		m.closeServer(sv, "evicted")
 	case p.waiting.head != nil:
 		cl := p.waiting.head
 		m.link(cl, sv)
@@ -297,7 +328,11 @@ func (m *machine) handOut(sv *server) {
 		}
 	default:
 		sv.expects.shrink()
+		if sv.state != serverTesting {
+			sv.usedAt = m.now
+		}
 		m.moveServer(sv, serverIdle)
+		m.freed = true
 	}
 }
 
@@ -333,7 +368,11 @@ func (m *machine) serverGone(sv *server, reason string) {
 		}
 	}
 	m.leave(&sv.conn, endNow)
-	m.grow(sv.pool)
+	m.countServers(sv.pool, -1)
+	if !m.blocked { // else others may have waited longer, see settleLimits
+		m.grow(sv.pool)
+	}
+	m.lookAround()
 }
 
 // lastingFailure tells a login that the server refuses for good from one that

@@ -7,27 +7,23 @@ import (
 	"log/slog"
 	"maps"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/pgsteer/pgsteer/pkg/pgwire"
 )
 
 // Pooler is a transaction pooler.
 type Pooler struct {
-	config    Config
+	inForce   atomic.Pointer[settings] // by conf
+	reloading sync.Mutex
 	log       *slog.Logger
-	ignore    map[string]bool
-	auth      *pgwire.Authenticator
 	loop      *loop
 	listeners []net.Listener
-	dialer    net.Dialer
 
+	gate     gate
 	ids      atomic.Uint64 // given to connections
 	consoles consoles
 	late     context.Context // ends when the loop has ended
@@ -52,16 +48,14 @@ type earlyRefusals [numRefusals]atomic.Uint64
 // Open checks the configuration and opens the listening sockets. Nothing is
 // accepted before Run; the caller must call Close.
 func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
-	if err := config.validate(); err != nil {
-		return nil, fmt.Errorf("checking configuration of pooler: %w", err)
+	s, err := newSettings(config, nil)
+	if err != nil {
+		return nil, err
 	}
-	p := &Pooler{config: config, log: log, dialer: net.Dialer{KeepAliveConfig: keepAlive}, ignore: make(map[string]bool), done: make(chan struct{})}
-	for _, name := range config.IgnoreStartup {
-		p.ignore[strings.ToLower(name)] = true
-	}
+	p := &Pooler{log: log, done: make(chan struct{})}
+	p.inForce.Store(s)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.late, p.lateEnd = context.WithCancel(context.Background())
-	p.auth = pgwire.NewAuthenticator(config.AuthMethod, p.lookup, config.AuthSeed)
 	defer func() {
 		if err != nil {
 			p.Close()
@@ -70,7 +64,7 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 	if p.loop, err = openLoop(log); err != nil {
 		return nil, fmt.Errorf("opening event loop: %w", err)
 	}
-	p.loop.m = newMachine(limitsOf(&p.config), p, log)
+	p.loop.m = newMachine(s.limits, p, log)
 	p.loop.onTick = p.tick
 	p.loop.onDrop = p.dropped
 	for _, addr := range config.Listen {
@@ -83,22 +77,15 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 	return p, nil
 }
 
-func (p *Pooler) lookup(user string) (pgwire.Secret, bool) {
-	s, ok := p.config.Users[user]
-	return s, ok
-}
-
-// keepAlive finds a peer that vanished without a word within two minutes.
-var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4}
-
 func (p *Pooler) listen(addr string) (net.Listener, error) {
-	lc := net.ListenConfig{KeepAliveConfig: keepAlive}
-	lc.SetMultipathTCP(false) // on by default since Go 1.24, and not wanted here
+	lc := net.ListenConfig{KeepAlive: -1} // serve sets it
+	lc.SetMultipathTCP(false)             // on by default since Go 1.24, and not wanted here
 	lc.Control = func(network, address string, rc syscall.RawConn) (err error) {
-		if p.config.ReusePort {
-			err = setReusePort(network, address, rc)
+		err = p.conf().TCP.listenControl(network, address, rc)
+		if p.conf().ReusePort {
+			err = errors.Join(err, setReusePort(network, address, rc))
 		}
-		if len(p.config.TrustedBalancers) > 0 {
+		if len(p.conf().TrustedBalancers) > 0 {
 			err = errors.Join(err, setSaveSYN(network, address, rc))
 		}
 		return err
@@ -107,7 +94,7 @@ func (p *Pooler) listen(addr string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n := p.config.Backlog; n > 0 {
+	if n := p.conf().Backlog; n > 0 {
 		if err := setBacklog(ln.(*net.TCPListener), n); err != nil {
 			return nil, errors.Join(fmt.Errorf("setting backlog: %w", err), ln.Close())
 		}
@@ -133,6 +120,7 @@ func (p *Pooler) Run(ctx context.Context) error {
 	for _, ln := range p.listeners {
 		accepting.Go(func() { p.accept(ln) })
 	}
+	p.loop.post(p.prefill)
 	release := context.AfterFunc(ctx, p.stop)
 	defer release()
 	err := p.loop.run()
@@ -151,11 +139,17 @@ func (p *Pooler) Run(ctx context.Context) error {
 }
 
 // stop begins the end.
-func (p *Pooler) stop() {
+func (p *Pooler) stop() { p.stopAfter(p.conf().ShutdownTimeout) }
+
+// stopAfter begins it, with so much time for transactions.
+func (p *Pooler) stopAfter(limit time.Duration) {
 	p.closeListeners()
 	p.cancel() // logins under way
 	p.loop.post(func() {
-		p.stopAt = time.Now().Add(p.config.ShutdownTimeout)
+		p.stopAt = time.Now().Add(limit)
+		if p.loop.m.suspended {
+			p.resume()
+		}
 		p.loop.m.stop()
 		p.tick()
 	})
@@ -216,7 +210,7 @@ func (p *Pooler) Snapshot() Snapshot {
 	}
 	<-done
 	s.Started = p.loop.start
-	s.Clients, s.MaxClients = int(p.clients.Load()), p.config.MaxClients
+	s.Clients, s.MaxClients = int(p.clients.Load()), p.conf().MaxClients
 	for i := range p.early {
 		s.Refusals[refusal(i).String()] += p.early[i].Load()
 	}

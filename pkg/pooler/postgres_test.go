@@ -306,6 +306,6 @@ func (p *testPooler) quiet() {
 	p.t.Helper()
 	until(p.t, "the pool to be quiet", func() bool {
 		s := p.pool()
-		return s.ServersActive+s.ServersSettling+s.ServersLogin+s.ClientsActive+s.ClientsWaiting == 0
+		return s.ServersActive+s.ServersSettling+s.ServersTesting+s.ServersLogin+s.ClientsActive+s.ClientsWaiting == 0
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,6 +39,7 @@ type actor struct {
 	greeted bool
 
 	violence bool // servers may die
+	mode     PoolMode
 }
 
 // generate makes the actor's next flight.
@@ -48,7 +50,18 @@ func (a *actor) generate(r *rand.Rand) []byte {
 	row := "row " + tag
 	var b []byte
 	add := func(m ...[]byte) { b = append(b, bytes.Join(m, nil)...) }
-	switch r.IntN(25) {
+	switch r.IntN(28) {
+	case 25:
+		add(msgQuery("show my.p")) // of the startup packet
+	case 26:
+		// Left behind, and shown while the transaction lasts.
+		add(msgQuery("set my.q=" + tag + ";show my.q;show my.p"))
+		a.await = true
+	case 27:
+		if len(a.names) > 0 {
+			add(msgQuery("deallocate " + a.names[r.IntN(len(a.names))]))
+		}
+		add(msgQuery(row))
 	case 0, 1:
 		add(msgQuery(row))
 	case 2:
@@ -58,6 +71,10 @@ func (a *actor) generate(r *rand.Rand) []byte {
 	case 4:
 		add(msgQuery("fail " + tag))
 	case 5, 6:
+		if a.mode == PoolStatement {
+			add(msgQuery("begin;" + row + ";commit"))
+			break
+		}
 		add(msgQuery("begin"))
 		a.inTx = true
 	case 7, 8:
@@ -67,6 +84,9 @@ func (a *actor) generate(r *rand.Rand) []byte {
 		// The text is unique, or shared with the other clients.
 		name := fmt.Sprintf("n%d", len(a.names))
 		text := []string{row, "row shared", "begin", "rows 2 shared"}[r.IntN(4)]
+		if a.mode == PoolStatement && text == "begin" {
+			text = row
+		}
 		a.names = append(a.names, name)
 		add(msgParse(name, text), syncMsg)
 		a.await = true // or a later flight would rely on what may yet fail
@@ -174,8 +194,16 @@ func (a *actor) generate(r *rand.Rand) []byte {
 // random order.
 func randomRun(t *testing.T, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, 1))
-	w := newFakeWorld(t, func(l *limits) { l.maxPrepared = 1 + r.IntN(6) })
+	w := newFakeWorld(t, func(l *limits) {
+		l.maxPrepared = 1 + r.IntN(6)
+		l.resetAlways = r.IntN(5) == 0
+		l.maxUser = r.IntN(3)
+		l.reserveAfter = 100 * time.Millisecond
+		l.checkDelay = time.Duration(r.IntN(3)) * tickInterval
+		l.roundRobin = r.IntN(2) == 0
+	})
 	db := database("d", 1+r.IntN(3))
+	db.PoolMode = []PoolMode{PoolTransaction, PoolTransaction, PoolSession, PoolStatement}[r.IntN(4)]
 	w.chunk = func(have int) int { return 1 + r.IntN(min(have, 1+r.IntN(2000))) }
 	w.room = func(_ *conn, want int) int {
 		if r.IntN(4) > 0 {
@@ -183,18 +211,27 @@ func randomRun(t *testing.T, seed uint64) {
 		}
 		return r.IntN(want + 1)
 	}
+	db.ReservePoolSize = r.IntN(2)
+	db.MinPoolSize = r.IntN(2)
+	db.MaxConnections = r.IntN(4)
+	users := []string{"u", "v"}[:1+r.IntN(2)]
 	violence := r.IntN(3) == 0 // disconnects and killed servers
 
 	actors := make([]*actor, 2+r.IntN(6))
 	for i := range actors {
-		a := &actor{id: i, ref: newBackend(), violence: violence}
+		a := &actor{id: i, ref: newBackend(), violence: violence, mode: db.PoolMode}
 		var set []pgwire.Param
 		if r.IntN(2) == 0 {
 			name := fmt.Sprintf("app%d", r.IntN(3))
 			set = append(set, pgwire.Param{Name: "application_name", Value: name})
 			a.ref.vars["application_name"] = name
 		}
-		a.cl, a.p = w.newClient(db, set...)
+		if r.IntN(2) == 0 {
+			a.ref.vars["my.p"] = fmt.Sprint(r.IntN(2))
+			a.ref.start = map[string]string{"my.p": a.ref.vars["my.p"]}
+			set = append(set, pgwire.Param{Name: "My.P", Value: a.ref.vars["my.p"]})
+		}
+		a.cl, a.p = w.newClientAs(db, users[r.IntN(len(users))], set...)
 		actors[i] = a
 	}
 	for range 400 {
@@ -220,17 +257,22 @@ func randomRun(t *testing.T, seed uint64) {
 			killServer(w, r, actors)
 		}
 		w.m.now += time.Millisecond
+		if r.IntN(30) == 0 {
+			w.m.now += tickInterval
+			w.m.tick()
+		}
 		w.round()
 		for _, a := range actors {
 			a.check(t, seed)
 		}
+		checkLimits(t, w, seed)
 	}
 	w.chunk, w.room = nil, nil
-	finish(t, w, actors, seed)
+	finish(t, w, r, actors, seed)
 }
 
 // finish lets everybody come to the end, and looks that nothing is left.
-func finish(t *testing.T, w *fakeWorld, actors []*actor, seed uint64) {
+func finish(t *testing.T, w *fakeWorld, r *rand.Rand, actors []*actor, seed uint64) {
 	rest := func() {
 		for range 3 {
 			for _, c := range w.order {
@@ -239,6 +281,8 @@ func finish(t *testing.T, w *fakeWorld, actors []*actor, seed uint64) {
 				}
 			}
 			w.settle()
+			checkLimits(t, w, seed)
+			checkServed(t, w, seed)
 		}
 	}
 	for _, a := range actors {
@@ -251,20 +295,25 @@ func finish(t *testing.T, w *fakeWorld, actors []*actor, seed uint64) {
 		if a.left || a.killed {
 			continue
 		}
-		a.ref.feed(a.todo)
-		a.collect()
-		w.send(&a.cl.conn, a.todo)
-		a.todo = nil
 		// Whatever is open is closed, so that those who wait get their turn.
-		end := append(msgQuery("rollback"), msgQuery("row end")...)
+		end := slices.Concat(a.todo, msgQuery("rollback"), msgQuery("row end"))
+		a.todo = nil
 		a.ref.feed(end)
 		a.collect()
 		w.send(&a.cl.conn, end)
+	}
+	// In session pooling each has to leave for that.
+	for range actors {
 		rest()
+		for _, a := range actors {
+			a.check(t, seed)
+			if a.mode == PoolSession && !a.left && !a.killed && len(a.p.got) == len(a.want) {
+				a.leave(w, r)
+			}
+		}
 	}
 	rest()
 	for _, a := range actors {
-		a.check(t, seed)
 		if !a.left && !a.killed && len(a.p.got) != len(a.want) {
 			t.Fatalf("seed %d: client %d in state %d has %d bytes of answers, want %d:\n got …%q\nwant …%q", seed, a.id, a.cl.state,
 				len(a.p.got), len(a.want), tail(a.p.got), tail(a.want))
@@ -272,8 +321,12 @@ func finish(t *testing.T, w *fakeWorld, actors []*actor, seed uint64) {
 	}
 	for _, c := range w.order {
 		if c.sv != nil && !c.dropped {
-			if c.sv.state != serverIdle || !w.peers[c].be.clean() {
+			if c.sv.state != serverIdle && c.sv.state != serverUsed || !w.peers[c].be.clean() {
 				t.Fatalf("seed %d: server in state %d, session clean: %v", seed, c.sv.state, w.peers[c].be.clean())
+			}
+			p, _ := c.sv.rest.get("my.p")
+			if be := w.peers[c].be; be.vars["my.q"] != "" || be.vars["my.p"] != p {
+				t.Fatalf("seed %d: server has my.q=%s, my.p=%s, believed %s", seed, be.vars["my.q"], be.vars["my.p"], p)
 			}
 		}
 	}

@@ -18,13 +18,21 @@ const (
 	refusedMemory                      // statements or unfinished messages beyond their bound
 	refusedServerLost                  // its server died in its transaction
 	refusedShutdown                    // the pooler stops
+	refusedStatement                   // a transaction in statement pooling
+	refusedTimeout                     // query, transaction and idle timeouts
+	refusedDBClients                   // max_db_client_connections
+	refusedUserClients                 // max_user_client_connections
 	refusedConsole                     // neither admin nor stats user, or too many of them
+	refusedDisabled                    // the database takes no clients (DISABLE)
+	refusedKilled                      // by KILL_CLIENT
+	refusedLeftover                    // session state in transaction pooling, by leak_guard
 	numRefusals
 )
 
 var refusalNames = [numRefusals]string{
 	"startup", "auth", "login_timeout", "max_client_conn", "no_database", "startup_parameter",
-	"server_login", "query_wait_timeout", "protocol", "memory", "server_lost", "shutdown", "console",
+	"server_login", "query_wait_timeout", "protocol", "memory", "server_lost", "shutdown", "statement_pooling", "timeout", "max_db_client_connections", "max_user_client_connections", "console",
+	"disabled", "killed", "leftover",
 }
 
 // String returns the name under which the refusal is counted.
@@ -38,6 +46,10 @@ var (
 	errWaitTimeout = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation, "query_wait_timeout")
 	errFull        = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeTooManyConnections,
 		"no more connections allowed (max_client_conn)")
+	errDBClients = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation,
+		"client connections exceeded (max_db_client_connections)")
+	errUserClients = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation,
+		"client connections exceeded (max_user_client_connections)")
 	errServerLost = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeConnectionFailure,
 		"server closed the connection unexpectedly")
 	errServerGarbage = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation,

@@ -71,6 +71,8 @@ func (m *machine) passRows(sv *server, b []byte) int {
 	if !sv.in.drop {
 		sv.lastType = pgwire.MsgDataRow
 		m.emit(&sv.client.conn, b[:n])
+	} else {
+		sv.ownRows = true
 	}
 	return n
 }
@@ -101,8 +103,12 @@ func (m *machine) serverMessage(sv *server, b []byte) (used, need int) {
 	sv.in.left, sv.in.drop = total-n, true
 	switch typ {
 	case pgwire.MsgNoticeResponse:
-		m.relay(sv, typ, b[:n], m.visible(sv))
+		m.relay(sv, typ, b[:n], m.visible(sv) || m.inSession(sv))
 	case pgwire.MsgNotification:
+		if m.inSession(sv) {
+			m.relay(sv, typ, b[:n], true)
+			break
+		}
 		sv.pool.stats.Notifications++
 	case pgwire.MsgParameterStatus:
 		visible := m.visible(sv) || sv.client != nil && sv.expects.n == 0
@@ -112,7 +118,7 @@ func (m *machine) serverMessage(sv *server, b []byte) (used, need int) {
 		m.relay(sv, typ, b[:n], visible)
 	case pgwire.MsgErrorResponse:
 		m.serverError(sv, b[:n], whole)
-		if sv.tainted && sv.state == serverIdle {
+		if sv.tainted && (sv.state == serverIdle || sv.state == serverUsed) {
 			m.closeServer(sv, "server is going")
 		}
 	case pgwire.MsgReadyForQuery:
@@ -148,18 +154,18 @@ func seen(typ byte, bodyLen int) int {
 			return pgwire.HeaderLen + bodyLen
 		}
 	case pgwire.MsgCommandComplete:
-		if bodyLen == len(tagDeallocateAll) || bodyLen == len(tagDiscardAll) {
+		if bodyLen == len(tagDeallocateAll) || bodyLen == len(tagDiscardAll) || bodyLen == len(tagReset) {
 			return pgwire.HeaderLen + bodyLen
 		}
 	}
 	return pgwire.HeaderLen
 }
 
-// Tags of commands that drop all prepared statements of a session, with their
-// terminator. They have different lengths.
+// Tags of commands that drop what a session has, with their terminator.
 const (
 	tagDeallocateAll = "DEALLOCATE ALL\x00"
 	tagDiscardAll    = "DISCARD ALL\x00"
+	tagReset         = "RESET\x00"
 )
 
 // relay passes the front of a message to the client, or swallows it.
@@ -179,8 +185,22 @@ func (m *machine) serverReply(sv *server, typ byte, b []byte) {
 		return
 	}
 	if typ == pgwire.MsgCommandComplete {
-		if tag := b[pgwire.HeaderLen:]; string(tag) == tagDeallocateAll || string(tag) == tagDiscardAll {
+		switch tag := b[pgwire.HeaderLen:]; string(tag) {
+		case tagDeallocateAll:
 			m.statementsDropped(sv)
+		case tagDiscardAll:
+			m.statementsDropped(sv)
+			m.parametersReset(sv)
+			if sv.pinned {
+				sv.left |= leftUnknown
+			}
+		case tagReset:
+			switch {
+			case sv.state == serverTesting:
+				m.parametersReset(sv) // ours, and of all
+			case sv.rest != "":
+				sv.left |= leftSet // which ones, the tag does not say
+			}
 		}
 	}
 	head := sv.expects.at(0)
@@ -271,6 +291,10 @@ func (m *machine) serverReady(sv *server, b []byte) {
 	sv.status = status
 	cl := sv.client
 	if kind != expectOwnQuery {
+		if status != pgwire.TxIdle && cl != nil && cl.mode == PoolStatement {
+			m.breakUp(sv, errStatementPooling.Message, refusedStatement, errStatementPooling)
+			return
+		}
 		if cl != nil {
 			m.relay(sv, pgwire.MsgReadyForQuery, b, true)
 			cl.pool.stats.Queries++
@@ -297,14 +321,20 @@ func (m *machine) atRest(sv *server) {
 		m.settled(sv) // what is left is the message that will never be whole
 		return
 	}
-	if sv.expects.n > 0 || sv.flight || sv.copyIn || sv.state != serverActive && sv.state != serverSettling {
+	if sv.expects.n > 0 || sv.flight || sv.copyIn {
 		return
 	}
-	if sv.client == nil {
+	switch {
+	case sv.state == serverTesting:
+		m.tested(sv)
+	case sv.state != serverActive && sv.state != serverSettling:
+	case sv.client == nil:
 		m.settled(sv)
-		return
-	}
-	if sv.status == pgwire.TxIdle && sv.client.in.atBoundary() && sv.client.state == clientActive {
+	case sv.status != pgwire.TxIdle || !sv.client.in.atBoundary() || sv.client.state != clientActive:
+	case sv.client.mode == PoolSession && sv.touched:
+		m.sessionRests(sv.client)
+	case sv.left != 0 && m.keeps(sv.client, sv):
+	default:
 		m.release(sv.client, sv)
 	}
 }

@@ -1,10 +1,12 @@
 package pooler
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unsafe"
@@ -59,7 +61,7 @@ func (s *console) pools() error {
 	}
 	s.header(poolColumns)
 	for i := range rows {
-		s.poolRow(&rows[i], "transaction")
+		s.poolRow(&rows[i], rows[i].Mode.String())
 	}
 	open, _ := s.p.openConsoles()
 	own := poolRow{PoolSnapshot: PoolSnapshot{Database: consoleDatabase, User: consoleDatabase, ClientsActive: len(open)}}
@@ -80,8 +82,8 @@ func (s *console) poolRow(r *poolRow, mode string) {
 		r.cancels,
 		r.held,
 		r.ServersIdle,
-		0, // an idle server is not checked before it is used
-		r.ServersSettling - r.held,
+		r.ServersUsed,
+		r.ServersSettling - r.held + r.ServersTesting,
 		r.ServersLogin,
 		int(r.MaxWait / time.Second),
 		int(r.MaxWait % time.Second / time.Microsecond),
@@ -100,6 +102,7 @@ var databaseColumns = columns("ssissiiiissiiiiii", `name host port database forc
 // databaseRow is a database and what its pools sum up to.
 type databaseRow struct {
 	db               *Database
+	mark             mark
 	servers, clients int
 }
 
@@ -111,7 +114,7 @@ func (s *console) databases() error {
 	byName := s.p.databaseRows(pools)
 	s.header(databaseColumns)
 	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		s.databaseRow(byName[name], "")
+		s.databaseRow(byName[name], s.p.conf().Databases[name].PoolMode.String())
 	}
 	open, _ := s.p.openConsoles()
 	own := Database{Name: consoleDatabase, DBName: consoleDatabase, User: consoleDatabase, PoolSize: maxConsoles}
@@ -126,8 +129,9 @@ func (s *console) databases() error {
 // clients found by the fallback.
 func (p *Pooler) databaseRows(pools []poolRow) map[string]*databaseRow {
 	byName := make(map[string]*databaseRow)
-	for name := range p.config.Databases {
-		byName[name] = &databaseRow{db: p.database(name)}
+	conf := p.conf()
+	for name := range conf.Databases {
+		byName[name] = &databaseRow{db: conf.database(name)}
 	}
 	for i := range pools {
 		r := &pools[i]
@@ -136,9 +140,19 @@ func (p *Pooler) databaseRows(pools []poolRow) map[string]*databaseRow {
 			row = &databaseRow{db: r.db}
 			byName[r.Database] = row
 		}
-		row.servers += r.ServersActive + r.ServersIdle + r.ServersLogin + r.ServersSettling
+		row.servers += r.servers()
 		row.clients += r.ClientsActive + r.ClientsIdle + r.ClientsLogin + r.ClientsWaiting
 	}
+	p.ask(func(m *machine) {
+		for name, k := range m.marks {
+			if db := conf.database(name); byName[name] == nil && db != nil {
+				byName[name] = &databaseRow{db: db}
+			}
+			if row := byName[name]; row != nil {
+				row.mark = k
+			}
+		}
+	})
 	return byName
 }
 
@@ -150,15 +164,23 @@ func (s *console) databaseRow(r *databaseRow, mode string) {
 	s.rows.Text(r.db.DBName)
 	s.textOrNull(r.db.User)
 	s.rows.Int(int64(r.db.PoolSize))
-	s.rows.Int(0)
-	s.rows.Int(0)
-	s.rows.Int(int64(s.p.config.ServerLifetime / time.Second))
+	s.rows.Int(int64(max(r.db.MinPoolSize, 0)))
+	s.rows.Int(int64(max(r.db.ReservePoolSize, 0)))
+	s.rows.Int(int64(cmp.Or(r.db.ServerLifetime, s.p.conf().ServerLifetime) / time.Second))
 	s.textOrNull(mode)
 	s.rows.Null()
-	for _, n := range []int{0, r.servers, 0, r.clients, 0, 0} {
+	for _, n := range []int{max(r.db.MaxConnections, 0), r.servers, max(r.db.MaxClientConnections, 0), r.clients, oneIf(r.mark.paused), oneIf(r.mark.disabled)} {
 		s.rows.Int(int64(n))
 	}
 	s.endRow()
+}
+
+// numberOrNone writes a setting of a user: 0 is not set, negative is 0.
+func numberOrNone(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.Itoa(max(n, 0))
 }
 
 func (s *console) textOrNull(text string) {
@@ -183,7 +205,7 @@ func (s *console) lists() error {
 	open, _ := s.p.openConsoles()
 	connected, servers := int(s.p.clients.Load()), 0
 	for i := range pools {
-		servers += pools[i].ServersActive + pools[i].ServersIdle + pools[i].ServersLogin + pools[i].ServersSettling
+		servers += pools[i].servers()
 	}
 	s.header(listColumns)
 	for _, l := range []struct {
@@ -191,7 +213,7 @@ func (s *console) lists() error {
 		n    int
 	}{
 		{"databases", len(s.p.databaseRows(pools)) + 1},
-		{"users", len(s.p.config.Users)},
+		{"users", len(s.p.conf().Users)},
 		{"peers", 0},
 		{"pools", len(pools) + 1},
 		{"peer_pools", 0},
@@ -224,7 +246,7 @@ func (s *console) users() error {
 	servers, clients := make(map[string]int), make(map[string]int)
 	for i := range pools {
 		r := &pools[i]
-		servers[r.User] += r.ServersActive + r.ServersIdle + r.ServersLogin + r.ServersSettling
+		servers[r.User] += r.servers()
 	}
 	if err := s.p.eachSocket(func(k *socket) {
 		if !k.server {
@@ -238,13 +260,17 @@ func (s *console) users() error {
 		clients[o.who.login]++
 	}
 	s.header(userColumns)
-	for _, name := range slices.Sorted(maps.Keys(s.p.config.Users)) {
+	for _, name := range slices.Sorted(maps.Keys(s.p.conf().Users)) {
 		s.rows.Begin()
 		s.rows.Text(name)
-		s.rows.Text("")
-		s.rows.Text("")
-		s.rows.Null()
-		for _, n := range []int{0, servers[name], 0, clients[name]} {
+		user := s.p.conf().UserSettings[name]
+		s.rows.Text(numberOrNone(user.PoolSize))
+		s.rows.Text(numberOrNone(user.ReservePoolSize))
+		s.textOrNull(user.PoolMode.String())
+		for _, n := range []int{
+			cmp.Or(user.MaxConnections, s.p.conf().MaxUserConnections), servers[name],
+			cmp.Or(user.MaxClientConnections, s.p.conf().MaxUserClientConnections), clients[name],
+		} {
 			s.rows.Int(int64(n))
 		}
 		s.endRow()
@@ -256,15 +282,29 @@ var configColumns = columns("ssss", "key value default changeable")
 
 func (s *console) config() error {
 	s.header(configColumns)
-	for _, c := range s.p.config.Settings {
+	for _, c := range s.p.conf().Settings {
 		s.rows.Begin()
 		s.rows.Text(c.Name)
 		s.rows.Text(c.Value)
 		s.rows.Text(c.Default)
-		s.rows.Text("no") // there is no RELOAD and no SET
+		s.rows.Text(yesNo(!c.Fixed))
 		s.endRow()
 	}
 	return nil
+}
+
+func oneIf(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
 }
 
 var versionColumns = columns("s", "version")
@@ -272,7 +312,7 @@ var versionColumns = columns("s", "version")
 func (s *console) version() error {
 	s.header(versionColumns)
 	s.rows.Begin()
-	s.rows.Text(fmt.Sprintf("pgsteer-pooler %s, console of PgBouncer %s", s.p.config.Version, consoleVersion))
+	s.rows.Text(fmt.Sprintf("pgsteer-pooler %s, console of PgBouncer %s", s.p.conf().Version, consoleVersion))
 	s.endRow()
 	return nil
 }
@@ -280,8 +320,14 @@ func (s *console) version() error {
 var stateColumns = columns("ss", "key value")
 
 func (s *console) state() error {
+	var paused, suspended bool
+	if !s.p.ask(func(m *machine) { paused, suspended = m.paused, m.suspended }) {
+		return errShutdown
+	}
 	s.header(stateColumns)
-	for _, kv := range [][2]string{{"active", "yes"}, {"paused", "no"}, {"suspended", "no"}} {
+	for _, kv := range [][2]string{
+		{"active", yesNo(!paused && !suspended)}, {"paused", yesNo(paused)}, {"suspended", yesNo(suspended)},
+	} {
 		s.rows.Begin()
 		s.rows.Text(kv[0])
 		s.rows.Text(kv[1])

@@ -14,7 +14,7 @@ func TestConsoleShow(t *testing.T) {
 		c.PoolSize = 2
 		c.AdminUsers = []string{testUser}
 		c.Databases = map[string]Database{"alias": {Host: c.Fallback.Host, Port: c.Fallback.Port, DBName: "postgres", PoolSize: 3}}
-		c.Settings = []Setting{{"max_client_conn", "4000", "100"}}
+		c.Settings = []Setting{{Name: "max_client_conn", Value: "4000", Default: "100"}}
 		c.StatsPeriod = time.Hour
 	})
 	console := dialConsole(t, p, testUser)
@@ -65,7 +65,7 @@ func TestConsoleShow(t *testing.T) {
 	find(t, databases, "name=postgres", "port="+itoa(cluster.port), "pool_size=2", "current_connections=2", "current_client_connections=3")
 	find(t, databases, "name=pgbouncer", "port="+itoa(p.port), "force_user=pgbouncer", "current_client_connections=1", "host=NULL")
 	find(t, console.show("users"), "name="+testUser, "current_connections=2", "current_client_connections=4")
-	find(t, console.show("config"), "key=max_client_conn", "value=4000", "default=100", "changeable=no")
+	find(t, console.show("config"), "key=max_client_conn", "value=4000", "default=100", "changeable=yes")
 	find(t, console.show("state"), "key=active", "value=yes")
 	find(t, console.show("mem"), "name=client_cache", "used=3", "free=0")
 	find(t, console.show("mem"), "name=server_cache", "used=2")
@@ -84,10 +84,10 @@ func TestConsoleShow(t *testing.T) {
 	waiting.until('Z')
 	second.send(msgQuery("commit"))
 	second.until('Z')
-	second.send([]byte{'Q', 0, 0, 1, 0, 's'}) // the front of a message
+	second.send([]byte{'Q', 0, 0, 8, 0, 's'}) // the front of a message
 	until(t, "a message that is not whole", func() bool {
 		rows := console.show("active_sockets")
-		return len(rows) == 1 && rows[0]["state"] == "cl_active" && rows[0]["pkt_remain"] == "251"
+		return len(rows) == 1 && rows[0]["state"] == "cl_active" && rows[0]["pkt_remain"] == "2043"
 	})
 
 	// Averages are over the time since the start.

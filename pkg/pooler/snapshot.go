@@ -25,6 +25,7 @@ type Snapshot struct {
 type PoolSnapshot struct {
 	Database, User string
 	Size           int // servers at the most
+	Mode           PoolMode
 
 	ClientsIdle    int // between transactions
 	ClientsActive  int // with a server
@@ -33,13 +34,21 @@ type PoolSnapshot struct {
 
 	ServersActive   int // with a client
 	ServersIdle     int
+	ServersUsed     int // idle, to be checked before the next use
 	ServersLogin    int // being logged in
+	ServersTesting  int // being cleaned or checked by a query of the configuration
 	ServersSettling int // being cleaned after a client that went away, or held for a cancel request
 
 	MaxWait time.Duration // of the client that has waited longest
 	Failure string        // why the last login failed; empty if it did not
 
 	PoolStats
+}
+
+// servers returns how many servers there are, those that are being logged in
+// among them.
+func (s *PoolSnapshot) servers() int {
+	return s.ServersActive + s.ServersIdle + s.ServersUsed + s.ServersLogin + s.ServersTesting + s.ServersSettling
 }
 
 // snapshot describes the machine.
@@ -65,13 +74,16 @@ func (m *machine) poolSnapshot(p *pool) PoolSnapshot {
 		Database:        p.key.database,
 		User:            p.key.user,
 		Size:            p.size,
+		Mode:            p.mode,
 		ClientsIdle:     p.clients[clientIdle] + p.clients[clientRefusing],
 		ClientsActive:   p.clients[clientActive] + p.clients[clientSetting],
 		ClientsWaiting:  p.clients[clientWaiting],
 		ClientsLogin:    p.clients[clientGreeting],
 		ServersActive:   p.servers[serverActive],
 		ServersIdle:     p.servers[serverIdle],
+		ServersUsed:     p.servers[serverUsed],
 		ServersLogin:    p.dialing,
+		ServersTesting:  p.servers[serverTesting],
 		ServersSettling: p.servers[serverSettling] + p.servers[serverHeld],
 		PoolStats:       p.stats,
 	}

@@ -103,7 +103,8 @@ var (
 		clientActive: "active", clientRefusing: "active",
 	}
 	serverWords = [numServerStates]string{
-		serverIdle: "idle", serverActive: "active", serverSettling: "tested", serverHeld: "being_canceled",
+		serverIdle: "idle", serverActive: "active", serverSettling: "tested", serverTesting: "tested",
+		serverUsed: "used", serverHeld: "being_canceled",
 	}
 )
 

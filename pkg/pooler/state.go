@@ -31,6 +31,8 @@ const (
 	serverIdle                 // clean and free
 	serverActive               // a client has it
 	serverSettling             // its client went away in the middle: it is being cleaned
+	serverUsed                 // clean and free, but to be checked before its next use
+	serverTesting              // it runs a query of the configuration, to be cleaned or checked
 	serverHeld                 // clean, but a cancel request for its last client is still on its way
 	serverGone
 	numServerStates
@@ -45,10 +47,18 @@ type client struct {
 
 	server *server // in states setting and active
 
+	// The pool's settings when the client came: a reload does not change the
+	// rules within a session.
+	mode        PoolMode
+	watched     bool      // for what it leaves behind on servers, see guard.go
+	unnamedLeft leftovers // by its unnamed statement
+	renames     bool      // its named statements are tracked, and have our names on servers
+
 	id       uint64 // for the console
 	key      pgwire.CancelKey
 	protocol pgwire.Version
 	login    string // the user that it is
+	use      *usage // of that user; nil when it is not counted any more
 	addr     netip.AddrPort
 	local    netip.AddrPort
 	applied
@@ -69,11 +79,15 @@ type client struct {
 	refused bool
 	// cancelWanted: cancelled while its server was being given parameters.
 	cancelWanted bool
+	// waitNotified: it has been told that it waits.
+	waitNotified bool
 
 	connectedAt time.Duration
 	requestedAt time.Duration // when its last query was sent on; 0: never
 	since       time.Duration // of waiting, greeting or closing
-	linkedAt    time.Duration
+	// linkedAt is since when it has its server, or in session pooling since when
+	// its transaction goes on.
+	linkedAt time.Duration
 }
 
 // server is a server connection after its login.
@@ -81,7 +95,7 @@ type server struct {
 	conn
 	state serverState
 	pool  *pool
-	lk    link[server] // in pool.idle
+	lk    link[server] // in pool.idle, pool.used, machine.settling or machine.testing
 
 	client *client // in state active
 
@@ -96,13 +110,14 @@ type server struct {
 	flight bool
 	// skipping: the server skips messages up to a Sync that the client has not
 	// sent yet; so do we.
-	skipping bool
-	copyIn   bool
-	stalled  bool // the client's input waits for answers, see machine.stall
-	tainted  bool // not to be used again
-	touched  bool // bytes of the present client were sent
-	status   byte // of the last ReadyForQuery
-	lastType byte // the last message passed to the client: nothing follows a FATAL
+	skipping   bool
+	copyIn     bool
+	stalled    bool // the client's input waits for answers, see machine.stall
+	stalledDry bool // until all has been answered
+	tainted    bool // not to be used again
+	touched    bool // bytes of the present client were sent
+	status     byte // of the last ReadyForQuery
+	lastType   byte // the last message passed to the client: nothing follows a FATAL
 
 	prepared prepareds
 	// unnamedSeq is which client's unnamed statement the server has:
@@ -112,15 +127,27 @@ type server struct {
 	// statement was parsed.
 	flightNo, unnamedFlight uint64
 
+	// epoch is the pool's when the login began: a server of an older one is
+	// closed when it is free.
+	epoch uint64
+
 	cancels   int      // cancel requests on their way
 	cancelled []func() // to be called when there are none any more
 	// While it is settled: the client left within a message, it took its
 	// leave, our ROLLBACK was sent.
 	cut, graceful, rolledBack bool
 
-	setError *pgwire.Error // why our SET failed
+	setError *pgwire.Error // why our own query failed
+	ownRows  bool          // our query had rows
+
+	left     leftovers // what clients may have left behind in the session
+	checking bool      // our query asks for advisory locks
+	pinned   bool      // its client holds some
+	testing  string    // what it means if the query that it runs fails
+	unreset  bool      // to be cleaned by the reset query before anybody else gets it
 
 	openedAt time.Duration
+	usedAt   time.Duration // when a client last left it
 	since    time.Duration // of the present state
 	busyAt   time.Duration // since when answers are due
 }
@@ -169,6 +196,10 @@ func (m *machine) moveServer(sv *server, to serverState) {
 	p.servers[to]++
 	sv.since = m.now
 	if l := m.serverList(p, to); l != nil {
+		if to == serverTesting || to == serverIdle && m.limits.roundRobin {
+			l.pushBack(sv) // who has been tested longest is first
+			return
+		}
 		// The most recently used server goes first: its caches are warm, and
 		// the others reach their idle timeout.
 		l.pushFront(sv)
@@ -179,8 +210,12 @@ func (m *machine) serverList(p *pool, s serverState) *list[server] {
 	switch s {
 	case serverIdle:
 		return &p.idle
+	case serverUsed:
+		return &p.used
 	case serverSettling:
 		return &m.settling
+	case serverTesting:
+		return &m.testing
 	}
 	return nil
 }

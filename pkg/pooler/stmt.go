@@ -40,7 +40,8 @@ type stmt struct {
 	name  string // on servers: never used for another text (a counter, no hash)
 	key   string // query text, NUL, parameter types
 	parse []byte
-	refs  int // names of clients and servers' entries
+	left  leftovers // what its execution may leave behind
+	refs  int       // names of clients and servers' entries
 }
 
 func (s *stmt) size() int { return len(s.key) + len(s.parse) + stmtOverhead }
@@ -63,7 +64,7 @@ func (t *stmts) intern(tail []byte) (s *stmt, ok bool) {
 		return s, true
 	}
 	t.next++
-	s = &stmt{name: stmtPrefix + strconv.FormatUint(t.next, 10), key: string(tail), refs: 1}
+	s = &stmt{name: stmtPrefix + strconv.FormatUint(t.next, 10), key: string(tail), left: lookAt(text(tail)), refs: 1}
 	s.parse = pgwire.AppendParse(make([]byte, 0, pgwire.HeaderLen+len(s.name)+1+len(tail)), s.name, tail)
 	t.byKey[s.key] = s
 	t.memory += s.size()

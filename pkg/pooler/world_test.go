@@ -42,6 +42,7 @@ func newFakeWorld(t *testing.T, change func(*limits)) *fakeWorld {
 	w := &fakeWorld{t: t, peers: make(map[*conn]*peer)}
 	config := DefaultConfig()
 	l := limitsOf(&config)
+	l.waitNotify = 0 // it would stand among the answers
 	if change != nil {
 		change(&l)
 	}
@@ -91,9 +92,18 @@ func database(name string, size int) *Database {
 
 // newClient logs a client in.
 func (w *fakeWorld) newClient(db *Database, set ...pgwire.Param) (*client, *peer) {
-	n := newcomer{database: db, user: "u", protocol: pgwire.Protocol30, addr: netip.MustParseAddrPort("10.0.0.1:1000")}
+	return w.newClientAs(db, "u", set...)
+}
+
+// newClientAs logs a client in as some user.
+func (w *fakeWorld) newClientAs(db *Database, user string, set ...pgwire.Param) (*client, *peer) {
+	n := newcomer{database: db, user: user, login: user, protocol: pgwire.Protocol30, addr: netip.MustParseAddrPort("10.0.0.1:1000")}
 	for _, p := range set {
 		i := varIndex(p.Name)
+		if i < 0 {
+			n.extra = append(n.extra, p)
+			continue
+		}
 		n.vars[i], n.varsSet[i] = p.Value, true
 	}
 	cl := w.m.addClient(n)
@@ -105,7 +115,7 @@ func (w *fakeWorld) newServer() (*server, *peer) {
 	pl := w.dials[0]
 	w.dials = w.dials[1:]
 	be := newBackend()
-	sv := w.m.addServer(pl, loggedIn{key: pgwire.CancelKey{PID: uint32(len(w.order) + 1), Secret: "abcd"}, params: be.params()})
+	sv := w.m.addServer(pl, loggedIn{key: pgwire.CancelKey{PID: uint32(len(w.order) + 1), Secret: "abcd"}, params: be.params(), epoch: pl.epoch})
 	p := w.peer(&sv.conn)
 	p.be = be
 	return sv, p

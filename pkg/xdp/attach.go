@@ -110,7 +110,20 @@ func (b *Balancer) explainMTU(err error) error {
 	if mtu <= maxMTU || b.frags {
 		return err
 	}
-	return fmt.Errorf("%w: its MTU is %d, and this kernel takes packets of more than a page in generic mode only (native: 5.18): lower it to %d", err, mtu, maxMTU)
+	return fmt.Errorf("%w: %w", err, tooLarge(mtu))
+}
+
+func tooLarge(mtu int) error {
+	return fmt.Errorf("its MTU is %d, and this kernel takes packets of more than a page in generic mode only (native: 5.18): lower it to %d", mtu, maxMTU)
+}
+
+// CheckMTU says why an interface with that MTU, in bytes, cannot have the
+// program in native mode.
+func CheckMTU(mtu int) error {
+	if needs, can := needsFrags(mtu); needs && !can {
+		return tooLarge(mtu)
+	}
+	return nil
 }
 
 func (b *Balancer) learnMode() error {
@@ -120,6 +133,20 @@ func (b *Balancer) learnMode() error {
 	}
 	b.mode = attachMode(iface)
 	return nil
+}
+
+// Attached returns the mode in which our program is attached to an interface,
+// "" when there is none, and an error when somebody else's is. It changes
+// nothing.
+func Attached(device, pinPath string) (mode string, err error) {
+	iface, err := netlink.LinkByName(device)
+	if err != nil {
+		return "", fmt.Errorf("looking at %s: %w", device, err)
+	}
+	if err := checkForeign(iface, pinPath); err != nil {
+		return "", err
+	}
+	return attachMode(iface), nil
 }
 
 // attachMode returns "" when nothing is attached.

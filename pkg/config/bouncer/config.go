@@ -49,9 +49,45 @@ type Config struct {
 	AdminUsers []string // who may do everything in the console
 	StatsUsers []string // who may look
 
-	DefaultPoolSize       int // servers per database and user, at least 1
-	MaxClientConn         int // at least 1
+	PoolMode     string        // session, transaction or statement
+	UserSettings []UserSetting // the entries of [users], in the order of the file
+
+	ServerResetQuery       string // "" is none
+	ServerResetQueryAlways bool
+
+	DefaultPoolSize int // servers per database and user, at least 1
+	MaxClientConn   int // at least 1
+
+	MinPoolSize        int
+	ReservePoolSize    int
+	ReservePoolTimeout time.Duration
+	// Limits of connections to servers and of clients'; 0 is none.
+	MaxDBConnections, MaxDBClientConnections     int
+	MaxUserConnections, MaxUserClientConnections int
+
 	MaxPreparedStatements int // per server; 0 turns the tracking off
+
+	ServerRoundRobin bool
+	ServerCheckQuery string // "" is none, "<empty>" the empty one
+	ServerCheckDelay time.Duration
+	DisablePQExec    bool
+	MaxPacketSize    int
+
+	QueryTimeout           time.Duration
+	IdleTransactionTimeout time.Duration
+	TransactionTimeout     time.Duration
+	ClientIdleTimeout      time.Duration
+	QueryWaitNotify        time.Duration
+	PoolIdleTimeout        time.Duration
+	AutoDBIdleTimeout      time.Duration
+
+	TCPDeferAccept  bool
+	TCPKeepAlive    bool
+	TCPKeepCount    int // this and the following: 0 is for the default
+	TCPKeepIdle     time.Duration
+	TCPKeepInterval time.Duration
+	TCPUserTimeout  time.Duration
+	TCPSocketBuffer int
 
 	ServerConnectTimeout time.Duration // never 0
 	ServerLoginRetry     time.Duration // wait after a failed login
@@ -60,6 +96,11 @@ type Config struct {
 	QueryWaitTimeout     time.Duration
 	ClientLoginTimeout   time.Duration
 	CancelWaitTimeout    time.Duration // never 0
+	SuspendTimeout       time.Duration
+
+	// LeakGuard is clean, count, refuse or off: what becomes of session state in
+	// transaction pooling.
+	LeakGuard string
 
 	IgnoreStartupParameters []string // names in lower case
 	ApplicationNameAddHost  bool
@@ -91,6 +132,27 @@ type Database struct {
 	User     string // who logs in to the server; empty for the client's user
 	Password string // of User; only with User
 	PoolSize int    // the database's own or DefaultPoolSize
+	PoolMode string // "" for the Config's
+	// MinPoolSize and ReservePoolSize are 0 for the Config's, -1 for none.
+	MinPoolSize, ReservePoolSize int
+	// Limits; 0 is for the Config's.
+	MaxConnections, MaxClientConnections int
+	ServerLifetime                       time.Duration // 0 is for the Config's
+	QueryWaitTimeout                     time.Duration // 0 is for the Config's, -1 for none
+}
+
+// UserSetting is an entry of [users]: what is special about a user.
+type UserSetting struct {
+	Name     string
+	PoolMode string // "" for the database's
+	PoolSize int    // 0 for the database's
+	// ReservePoolSize is 0 for the database's, -1 for none.
+	ReservePoolSize int
+	// Limits; 0 is for those of [pgbouncer].
+	MaxConnections, MaxClientConnections int
+	QueryWaitTimeout                     time.Duration // 0 is for the database's, -1 for none
+	// Timeouts; 0 is for those of [pgbouncer].
+	QueryTimeout, IdleTransactionTimeout, TransactionTimeout, ClientIdleTimeout time.Duration
 }
 
 // User is a line of the user list.
@@ -128,6 +190,15 @@ func defaults() Config {
 		ListenPort:            6432,
 		ListenBacklog:         128,
 		AuthType:              AuthMD5,
+		PoolMode:              "session",
+		ReservePoolTimeout:    5 * time.Second,
+		ServerCheckQuery:      "<empty>",
+		ServerCheckDelay:      30 * time.Second,
+		MaxPacketSize:         maxInt32,
+		QueryWaitNotify:       5 * time.Second,
+		AutoDBIdleTimeout:     time.Hour,
+		TCPKeepAlive:          true,
+		ServerResetQuery:      "DISCARD ALL",
 		DefaultPoolSize:       20,
 		MaxClientConn:         100,
 		MaxPreparedStatements: 200,
@@ -138,7 +209,9 @@ func defaults() Config {
 		QueryWaitTimeout:      2 * time.Minute,
 		ClientLoginTimeout:    time.Minute,
 		CancelWaitTimeout:     10 * time.Second,
+		SuspendTimeout:        10 * time.Second,
 		StatsPeriod:           time.Minute,
+		LeakGuard:             "clean",
 		LogConnections:        true,
 		LogDisconnections:     true,
 		LogPoolerErrors:       true,

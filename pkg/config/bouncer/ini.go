@@ -26,6 +26,7 @@ func (l line) errorf(format string, args ...any) *Error {
 
 // handler is told what an ini file says, in its order.
 type handler interface {
+	read(path string) ([]byte, error) // of an ini file
 	section(at line, name string) error
 	entry(at line, key, value string) error
 }
@@ -61,7 +62,7 @@ func parseINI(path string, h handler) error {
 
 // parseFile does the work of parseINI; outer are the files that are being read.
 func parseFile(path string, h handler, outer []string) error {
-	data, err := readFile(path)
+	data, err := h.read(path)
 	if err != nil {
 		return err
 	}

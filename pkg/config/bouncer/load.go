@@ -7,46 +7,24 @@ import (
 	"strings"
 )
 
-// Load reads pgbouncer.ini and the user list that it names. Every fault of the
-// files is an *Error with file and line; nothing is returned then. A file that
-// cannot be read is the operating system's error, wrapped.
-func Load(path string) (Config, []Warning, error) {
-	f := newFile()
-	if err := parseINI(path, f); err != nil {
-		return Config{}, nil, err
-	}
-	if err := f.finish(path); err != nil {
-		return Config{}, nil, err
-	}
-	if f.AuthFile != "" {
-		users, err := LoadUsers(f.AuthFile)
-		if err != nil {
-			return Config{}, nil, err
-		}
-		f.Users = users
-		if err := f.checkUsers(); err != nil {
-			return Config{}, nil, err
-		}
-	}
-	return f.Config, f.warnings, nil
-}
-
 // file is a configuration in the making.
 type file struct {
 	Config
 	warnings []Warning
-	poolMode bool // pool_mode was given
 
 	given   map[string]string // values in [pgbouncer]
 	current string            // section
 	first   map[entryID]line  // where each key was given
+	texts   map[string][]byte // of the ini files, by path
+	fresh   bool              // they are read anew
 }
 
 // entryID names an entry of a file.
 type entryID struct{ section, key string }
 
 func newFile() *file {
-	return &file{Config: defaults(), given: make(map[string]string), first: make(map[entryID]line)}
+	return &file{Config: defaults(), given: make(map[string]string), first: make(map[entryID]line),
+		texts: make(map[string][]byte), fresh: true}
 }
 
 // sections are all that PgBouncer has.
@@ -81,7 +59,7 @@ func (f *file) entry(at line, key, value string) error {
 	case "databases":
 		return f.database(at, key, value)
 	case "users":
-		return f.user(at, value)
+		return f.user(at, key, value)
 	case "peers":
 		return at.errorf("section [peers] is known to PgBouncer but not supported yet")
 	}
@@ -130,13 +108,18 @@ func (f *file) database(at line, name, value string) error {
 // longer ones could never be asked for.
 const maxDBName = 63
 
-// user parses an entry of [users], which changes nothing.
-func (f *file) user(at line, value string) error {
+// user parses an entry of [users].
+func (f *file) user(at line, name, value string) error {
 	pairs, err := parseConnstr(value)
 	if err != nil {
 		return at.errorf("%v", err)
 	}
-	return applyPairs(at, "users", userKeys, &struct{}{}, pairs)
+	u := UserSetting{Name: name}
+	if err := applyPairs(at, "users", userKeys, &u, pairs); err != nil {
+		return err
+	}
+	f.UserSettings = append(f.UserSettings, u)
+	return nil
 }
 
 // applyPairs applies a connection string, whose keys may appear once.
@@ -167,8 +150,6 @@ func (f *file) finish(path string) error {
 	switch {
 	case len(f.ListenAddr) == 0:
 		return at("listen_addr").errorf("listen_addr names no address: unix sockets alone are known to PgBouncer but not supported yet")
-	case !f.poolMode:
-		return whole.errorf("pool_mode is not set, and session, its default in PgBouncer, is not supported yet: want pool_mode = transaction")
 	case len(f.Databases) == 0 && f.Fallback == nil:
 		return whole.errorf("section [databases] has no entry")
 	case f.AuthFile == "":

@@ -31,12 +31,25 @@ func TestLoadGood(t *testing.T) {
 	}
 	key := strings.Repeat("A", 43) + "="
 	want := Config{
-		ListenAddr:             []string{"192.168.1.5", "::1"},
-		ListenPort:             6432,
-		ListenBacklog:          4096,
-		ReusePort:              true,
-		AuthType:               AuthSCRAM,
-		AuthFile:               "testdata/good.txt",
+		ListenAddr:    []string{"192.168.1.5", "::1"},
+		ListenPort:    6432,
+		ListenBacklog: 4096,
+		ReusePort:     true,
+		AuthType:      AuthSCRAM,
+		AuthFile:      "testdata/good.txt",
+		PoolMode:      "transaction",
+		UserSettings: []UserSetting{{
+			Name: "alice", PoolMode: "transaction", PoolSize: 3, ReservePoolSize: 2, MaxConnections: 9, MaxClientConnections: 8,
+			QueryWaitTimeout: -1, QueryTimeout: time.Second, IdleTransactionTimeout: 2 * time.Second,
+			TransactionTimeout: 3 * time.Second, ClientIdleTimeout: 4 * time.Second,
+		}},
+		ServerRoundRobin: true, ServerCheckQuery: "select 1", ServerCheckDelay: 31 * time.Second, DisablePQExec: true, MaxPacketSize: 2048,
+		QueryTimeout: 21 * time.Second, IdleTransactionTimeout: 22 * time.Second, TransactionTimeout: 23 * time.Second,
+		ClientIdleTimeout: 24 * time.Second, QueryWaitNotify: 25 * time.Second, PoolIdleTimeout: 26 * time.Second,
+		AutoDBIdleTimeout: 27 * time.Second, TCPDeferAccept: true, TCPKeepCount: 28, TCPKeepIdle: 29 * time.Second,
+		TCPKeepInterval: 30 * time.Second, TCPUserTimeout: 31 * time.Millisecond, TCPSocketBuffer: 32,
+		MinPoolSize: 1, ReservePoolSize: 2, ReservePoolTimeout: 3 * time.Second, MaxDBConnections: 11, MaxDBClientConnections: 12, MaxUserConnections: 13, MaxUserClientConnections: 14,
+		ServerResetQueryAlways: true,
 		DefaultPoolSize:        70,
 		MaxClientConn:          4000,
 		MaxPreparedStatements:  500,
@@ -47,7 +60,9 @@ func TestLoadGood(t *testing.T) {
 		QueryWaitTimeout:       1500 * time.Millisecond,
 		ClientLoginTimeout:     time.Minute,
 		CancelWaitTimeout:      10 * time.Second,
+		SuspendTimeout:         10 * time.Second,
 		StatsPeriod:            30 * time.Second,
+		LeakGuard:              "refuse",
 		AdminUsers:             []string{"app", "postgres"},
 		StatsUsers:             []string{"new"},
 		ApplicationNameAddHost: true,
@@ -64,9 +79,9 @@ func TestLoadGood(t *testing.T) {
 			{"nobody", ""},
 		},
 		Databases: []Database{
-			{Name: "app", Host: "192.168.1.6", Port: 5432, DBName: "production", PoolSize: 70},
+			{Name: "app", Host: "192.168.1.6", Port: 5432, DBName: "production", PoolSize: 70, MinPoolSize: -1, ReservePoolSize: 4, MaxConnections: 5, MaxClientConnections: 6, ServerLifetime: time.Minute, QueryWaitTimeout: -1},
 			{Name: "two words", Host: "db.example.net", Port: 5432, DBName: "two words", User: "forced", Password: "it's = secret", PoolSize: 5},
-			{Name: "reports", Host: "/run/postgresql", Port: 5432, DBName: "reports", PoolSize: 70},
+			{Name: "reports", Host: "/run/postgresql", Port: 5432, DBName: "reports", PoolSize: 70, PoolMode: "transaction", ReservePoolSize: -1},
 		},
 		Fallback: &Database{Name: "*", Host: "192.168.1.6", Port: 5432, PoolSize: 70},
 	}
@@ -77,8 +92,8 @@ func TestLoadGood(t *testing.T) {
 	}
 	for _, want := range []Setting{
 		{"admin_users", "app, postgres", ""}, {"max_client_conn", "4000", "100"}, {"query_wait_timeout", "1500ms", "120"},
-		{"listen_port", "6432", "6432"}, {"auth_type", "SCRAM-SHA-256", "md5"}, {"query_timeout", "0", "0"},
-		{"server_tls_sslmode", "disable", "disable"}, {"max_user_connections", "0", "0"}, {"server_connect_timeout", "15", "15"},
+		{"listen_port", "6432", "6432"}, {"auth_type", "SCRAM-SHA-256", "md5"}, {"query_timeout", "21", "0"},
+		{"server_tls_sslmode", "disable", "disable"}, {"max_user_connections", "13", "0"}, {"server_connect_timeout", "15", "15"},
 	} {
 		if !slices.Contains(settings, want) {
 			t.Errorf("settings lack %+v", want)
@@ -86,7 +101,7 @@ func TestLoadGood(t *testing.T) {
 	}
 	for _, s := range settings {
 		switch s.Key {
-		case "server_reset_query", "pkt_buf", "dns_max_ttl":
+		case "pkt_buf", "dns_max_ttl":
 			t.Errorf("%s is listed, which says nothing about this pooler", s.Key)
 		}
 	}
@@ -95,7 +110,6 @@ func TestLoadGood(t *testing.T) {
 		texts = append(texts, w.String())
 	}
 	wantTexts := []string{
-		"testdata/good.ini:31: server_reset_query has no effect: server_reset_query is for session pooling, it does not run in transaction pooling",
 		"testdata/good.txt: the secrets in it can be read by everyone on this host (mode 0644)",
 		`testdata/good.txt: user "postgres" of admin_users is not in it and cannot log in`,
 		`testdata/good.txt: user "old" has an md5 secret and cannot log in with scram-sha-256`,
@@ -112,7 +126,7 @@ func TestLoadDefaults(t *testing.T) {
 	users := filepath.Join(dir, "users.txt")
 	write(t, users, `"a" "b"`)
 	ini := filepath.Join(dir, "pgbouncer.ini")
-	write(t, ini, "[databases]\nd=host=h\n[pgbouncer]\nlisten_addr=*\npool_mode=transaction\nauth_file="+users)
+	write(t, ini, "[databases]\nd=host=h\n[pgbouncer]\nlisten_addr=*\nauth_file="+users)
 	got, warnings, err := Load(ini)
 	if err != nil || len(warnings) != 0 {
 		t.Fatal(err, warnings)
@@ -120,16 +134,19 @@ func TestLoadDefaults(t *testing.T) {
 	want := Config{
 		ListenAddr: []string{"*"}, ListenPort: 6432, ListenBacklog: 128,
 		AuthType: AuthMD5, AuthFile: users, Users: []User{{"a", "b"}},
+		PoolMode: "session", ReservePoolTimeout: 5 * time.Second,
+		ServerCheckQuery: "<empty>", ServerCheckDelay: 30 * time.Second, MaxPacketSize: 2147483647,
+		QueryWaitNotify: 5 * time.Second, AutoDBIdleTimeout: 3600 * time.Second, TCPKeepAlive: true, ServerResetQuery: "DISCARD ALL",
 		DefaultPoolSize: 20, MaxClientConn: 100, MaxPreparedStatements: 200,
 		ServerConnectTimeout: 15 * time.Second, ServerLoginRetry: 15 * time.Second,
 		ServerLifetime: 3600 * time.Second, ServerIdleTimeout: 600 * time.Second,
 		QueryWaitTimeout: 120 * time.Second, ClientLoginTimeout: 60 * time.Second,
-		CancelWaitTimeout: 10 * time.Second, StatsPeriod: 60 * time.Second,
+		CancelWaitTimeout: 10 * time.Second, SuspendTimeout: 10 * time.Second, StatsPeriod: 60 * time.Second, LeakGuard: "clean",
 		LogConnections: true, LogDisconnections: true, LogPoolerErrors: true,
 		Databases: []Database{{Name: "d", Host: "h", Port: 5432, DBName: "d", PoolSize: 20}},
 	}
 	for _, s := range got.Settings {
-		given := map[string]string{"listen_addr": "*", "pool_mode": "transaction", "auth_file": users}[s.Key]
+		given := map[string]string{"listen_addr": "*", "auth_file": users}[s.Key]
 		if given == "" && s.Value != s.Default || given != "" && s.Value != given {
 			t.Errorf("setting %+v", s)
 		}
@@ -184,7 +201,7 @@ func TestLoadBad(t *testing.T) {
 			}
 		})
 	}
-	if tested < 70 {
+	if tested < 68 {
 		t.Errorf("only %d fixtures found", tested)
 	}
 }

@@ -21,10 +21,8 @@ type rule[T any] struct {
 
 // The rules that recur.
 const (
-	mootSession = "server_reset_query is for session pooling, it does not run in transaction pooling"
-	mootUnix    = "there is no unix socket to listen on"
-	mootSyslog  = "logging to syslog is off"
-	mootReserve = "there is no reserve pool"
+	mootUnix   = "there is no unix socket to listen on"
+	mootSyslog = "logging to syslog is off"
 )
 
 func supported[T any](set func(dst *T, value string) error) rule[T] { return rule[T]{set: set} }
@@ -77,6 +75,11 @@ const (
 	maxClients = 1 << 20
 	maxStmts   = 1 << 20
 	maxBacklog = 65535
+	maxInt32   = 1<<31 - 1
+	// minPacket lets the messages through that hold no data.
+	minPacket = 1024
+	// maxKeepCount is the kernel's MAX_TCP_KEEPCNT.
+	maxKeepCount = 127
 	// A day, in seconds: averages over more say nothing.
 	maxStatsPeriod = 86400
 )
@@ -90,10 +93,51 @@ func setInt[T any](low, high int, field func(*T) *int) rule[T] {
 	})
 }
 
+// setOwn is for a number that goes before the one in [pgbouncer] even if it is
+// 0: that is kept as -1.
+func setOwn[T any](high int, field func(*T) *int) rule[T] {
+	return supported(func(dst *T, value string) error {
+		n, err := parseInt(value, 0, high)
+		if n == 0 {
+			n = -1
+		}
+		*field(dst) = n
+		return err
+	})
+}
+
 func setTime[T any](field func(*T) *time.Duration) rule[T] {
 	return supported(func(dst *T, value string) error {
 		d, err := parseTime(value)
 		*field(dst) = d
+		return err
+	})
+}
+
+// setOwnTime is for a time that goes before the one in [pgbouncer] even if it is
+// 0: that is kept as -1.
+func setOwnTime[T any](field func(*T) *time.Duration) rule[T] {
+	return supported(func(dst *T, value string) error {
+		d, err := parseTime(value)
+		if d == 0 {
+			d = -1
+		}
+		*field(dst) = d
+		return err
+	})
+}
+
+// setSeconds and setMillis are for times that PgBouncer has as whole numbers.
+func setSeconds[T any](field func(*T) *time.Duration) rule[T] { return setUnits(field, time.Second) }
+
+func setMillis[T any](field func(*T) *time.Duration) rule[T] {
+	return setUnits(field, time.Millisecond)
+}
+
+func setUnits[T any](field func(*T) *time.Duration, unit time.Duration) rule[T] {
+	return supported(func(dst *T, value string) error {
+		n, err := parseInt(value, 0, min(maxInt32, int(maxTime/unit)))
+		*field(dst) = time.Duration(n) * unit
 		return err
 	})
 }
@@ -126,6 +170,14 @@ func setList[T any](field func(*T) *[]string) rule[T] {
 	})
 }
 
+// setText is for texts that may be empty.
+func setText[T any](field func(*T) *string) rule[T] {
+	return supported(func(dst *T, value string) error {
+		*field(dst) = value
+		return nil
+	})
+}
+
 func setString[T any](field func(*T) *string) rule[T] {
 	return supported(func(dst *T, value string) error {
 		if value == "" {
@@ -150,13 +202,14 @@ func setAuthType(c *Config, value string) error {
 	return fmt.Errorf("%q is not one of scram-sha-256, md5 and trust", value)
 }
 
-// checkPoolMode accepts transaction pooling alone.
-func checkPoolMode(value string) error {
-	switch strings.ToLower(value) {
-	case "transaction":
+// setPoolMode takes one of PgBouncer's pool modes.
+func setPoolMode[T any](field func(*T) *string) rule[T] {
+	return supported(func(dst *T, value string) error {
+		v := strings.ToLower(value)
+		if v != "session" && v != "transaction" && v != "statement" {
+			return fmt.Errorf("%q is not one of session, transaction and statement", value)
+		}
+		*field(dst) = v
 		return nil
-	case "session", "statement":
-		return fmt.Errorf("%q is known to PgBouncer but not supported yet: want transaction", value)
-	}
-	return fmt.Errorf("%q is not transaction", value)
+	})
 }
