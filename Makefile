@@ -110,7 +110,7 @@ stage: build
 
 # One kernel: make vmtest KERNELS=6.1
 .PHONY: vmtest
-vmtest: deps-vmtest check-go ## the datapath's packet tests on Debian's 6.1 and 6.12 kernels, in VMs
+vmtest: deps-vmtest check-go ## packet tests and a failover on Debian's 6.1 and 6.12 kernels, in VMs
 	@.ci/vmtest $(KERNELS)
 
 # One name or the beginning of several: make bench BENCH=datapath.forward

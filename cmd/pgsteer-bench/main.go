@@ -17,6 +17,7 @@ import (
 	"github.com/pgsteer/pgsteer/pkg/bench/connect"
 	"github.com/pgsteer/pgsteer/pkg/bench/datapath"
 	"github.com/pgsteer/pgsteer/pkg/bench/failover"
+	"github.com/pgsteer/pgsteer/pkg/bench/pooling"
 )
 
 // Exit statuses.
@@ -43,7 +44,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 			"standard output, a JSON object a line; progress goes to standard error.\n\nOptions:\n")
 		flags.PrintDefaults()
 	}
-	packets, connects, fails := datapath.DefaultOptions, connect.DefaultOptions, failover.DefaultOptions
+	packets, connects, fails, pools := datapath.DefaultOptions, connect.DefaultOptions, failover.DefaultOptions, pooling.DefaultOptions
 	list := flags.Bool("list", false, "print the names of the benchmarks")
 	flags.IntVar(&packets.Rounds, "rounds", packets.Rounds, "datapath: rounds, in which all rows take turns")
 	flags.IntVar(&packets.Packets, "packets", packets.Packets, "datapath: packets a round and row")
@@ -52,9 +53,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.IntVar(&connects.Rounds, "connect-rounds", connects.Rounds, "connect_rate: rounds, in which the two balancers take turns")
 	flags.DurationVar(&connects.Slice, "connect-slice", connects.Slice, "connect_rate: how long each balancer is loaded in a round")
 	flags.DurationVar(&connects.Sustained, "connect-sustained", connects.Sustained, "connect_rate: how long each is loaded at the end, without a pause")
-	flags.StringVar(&connects.BinDir, "bin", "", "connect_rate, failover: directory of pgsteerd and pgsteer-pooler; this program's own if empty")
+	flags.StringVar(&connects.BinDir, "bin", "", "connect_rate, failover, pooler: directory of pgsteerd and pgsteer-pooler; this program's own if empty")
 	flags.IntVar(&connects.Workers, "connect-workers", connects.Workers, "connect_rate: clients at a time")
 	flags.IntVar(&fails.Rounds, "failover-rounds", fails.Rounds, "failover: rounds, in each of which both stacks suffer the fault")
+	flags.IntVar(&pools.Rounds, "pooler-rounds", pools.Rounds, "pooler: rounds, in which all rows take turns")
+	flags.DurationVar(&pools.Slice, "pooler-slice", pools.Slice, "pooler: how long each pooler is loaded for a row in a round")
+	flags.IntVar(&pools.Idle, "pooler-idle", pools.Idle, "pooler: clients of the rows with idle ones")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return exitOK
@@ -64,15 +68,16 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "pgsteer-bench: one name at the most; a part of it from its beginning stands for several")
 		return exitUsage
 	}
-	if err := errors.Join(packets.Check(), connects.Check(), fails.Check()); err != nil {
+	if err := errors.Join(packets.Check(), connects.Check(), fails.Check(), pools.Check()); err != nil {
 		fmt.Fprintln(stderr, "pgsteer-bench:", err)
 		return exitUsage
 	}
-	fails.BinDir = connects.BinDir
+	fails.BinDir, pools.BinDir = connects.BinDir, connects.BinDir
 	// Later suites are added here.
 	suites := append([]bench.Suite{
 		datapath.Suite(packets),
 		connect.Suite(connects),
+		pooling.Suite(pools),
 	}, failover.Suites(fails)...)
 	if *list {
 		for _, name := range bench.Names(suites) {

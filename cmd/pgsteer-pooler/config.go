@@ -32,6 +32,12 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 		bouncer.AuthMD5:   pgwire.AuthMD5,
 		bouncer.AuthTrust: pgwire.AuthTrust,
 	}[f.AuthType]
+	if c.ClientTLS, err = tlsSide(&f.ClientTLS); err != nil {
+		return c, err
+	}
+	if c.ServerTLS, err = tlsSide(&f.ServerTLS); err != nil {
+		return c, err
+	}
 	c.MaxClients = f.MaxClientConn
 	c.PoolSize = f.DefaultPoolSize
 	if c.PoolMode, err = poolMode(f.PoolMode); err != nil {
@@ -49,6 +55,8 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 	c.ReservePoolSize, c.ReservePoolTimeout = f.ReservePoolSize, f.ReservePoolTimeout
 	c.MaxDBConnections, c.MaxDBClientConnections = f.MaxDBConnections, f.MaxDBClientConnections
 	c.MaxUserConnections, c.MaxUserClientConnections = f.MaxUserConnections, f.MaxUserClientConnections
+	c.DNSMaxTTL, c.DNSNotFoundTTL = f.DNSMaxTTL, f.DNSNotFoundTTL
+	c.ServerFastClose = f.ServerFastClose
 	c.ServerRoundRobin = f.ServerRoundRobin
 	c.ServerCheckQuery, c.ServerCheckDelay = f.ServerCheckQuery, f.ServerCheckDelay
 	c.DisablePQExec, c.MaxPacketSize = f.DisablePQExec, f.MaxPacketSize
@@ -61,6 +69,11 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 	c.TCP = pooler.TCPOptions{
 		NoKeepAlive: !f.TCPKeepAlive, KeepIdle: f.TCPKeepIdle, KeepInterval: f.TCPKeepInterval, KeepCount: f.TCPKeepCount,
 		UserTimeout: f.TCPUserTimeout, DeferAccept: f.TCPDeferAccept, Buffer: f.TCPSocketBuffer,
+	}
+	c.LogStats, c.LoginNotice = f.LogStats, f.LoginNotifyMessage
+	c.PeerID = f.PeerID
+	for _, p := range f.Peers {
+		c.Peers = append(c.Peers, pooler.Peer{ID: p.ID, Host: p.Host, Port: uint16(p.Port), PoolSize: p.PoolSize})
 	}
 	c.MaxPrepared = f.MaxPreparedStatements
 	c.IgnoreStartup = f.IgnoreStartupParameters
@@ -116,6 +129,18 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 	return c, nil
 }
 
+func tlsSide(t *bouncer.TLS) (out pooler.TLS, err error) {
+	out = pooler.TLS{
+		KeyFile: t.KeyFile, CertFile: t.CertFile, CAFile: t.CAFile,
+		MinVersion: t.MinVersion, MaxVersion: t.MaxVersion, Ciphers: t.Ciphers, Curves: t.Curves,
+	}
+	if t.SSLMode == "" { // not from a file
+		return out, nil
+	}
+	out.Mode, err = pooler.ParseTLSMode(t.SSLMode)
+	return out, err
+}
+
 // poolMode turns PgBouncer's word for a pool mode, or "", into the pooler's.
 func poolMode(word string) (pooler.PoolMode, error) {
 	if word == "" {
@@ -147,6 +172,14 @@ func database(d *bouncer.Database) (out pooler.Database, err error) {
 	}
 	if d.Password != "" {
 		out.Secret = pgwire.PlainSecret(d.Password)
+	}
+	if d.LoadBalanceHosts == "disable" {
+		out.LoadBalance = pooler.LoadBalanceDisable
+	}
+	if d.TargetSessionAttrs != "" {
+		if out.Target, err = pooler.ParseTargetSession(d.TargetSessionAttrs); err != nil {
+			return out, err
+		}
 	}
 	out.PoolMode, err = poolMode(d.PoolMode)
 	return out, err

@@ -84,20 +84,36 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stdout, "%s: configuration is valid\n", opts.file)
 		return exitOK
 	}
-	log := slog.New(slog.NewTextHandler(stderr, nil))
-	if err := serve(config, loader, log); err != nil {
+	out := &logs{stderr: stderr}
+	log := out.logger()
+	if err := start(&file, config, loader, out, log); err != nil {
 		log.Error(err.Error())
 		return exitFailure
 	}
 	return exitOK
 }
 
+// start does what the file says about the process, and serves.
+func start(file *bouncer.Config, config pooler.Config, loader *bouncer.Loader, out *logs, log *slog.Logger) error {
+	if err := become(file.RunUser); err != nil {
+		return err
+	}
+	if err := out.configure(file); err != nil {
+		return err
+	}
+	remove, err := writePID(file.PIDFile, log)
+	if err != nil {
+		return err
+	}
+	defer remove()
+	return serve(config, &reloader{loader: loader, log: log, out: out}, log)
+}
+
 // serve is the pooler's life.
-func serve(config pooler.Config, loader *bouncer.Loader, log *slog.Logger) error {
+func serve(config pooler.Config, r *reloader, log *slog.Logger) error {
 	if err := setLimits(&config, log); err != nil {
 		return err
 	}
-	r := &reloader{loader: loader, log: log}
 	config.Reread, config.Change = r.reread, r.change
 	p, err := pooler.Open(config, log)
 	if err != nil {

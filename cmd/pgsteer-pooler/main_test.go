@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -56,7 +57,7 @@ func TestConfig(t *testing.T) {
 	want := pooler.Config{
 		Listen: []string{"127.0.0.1:6999", "[::1]:6999"}, Backlog: 64, ReusePort: true,
 		Databases: map[string]pooler.Database{"app": {Name: "app", Host: "127.0.0.1", Port: 5433, DBName: "appdb",
-			User: "owner", Secret: pgwire.PlainSecret("geheim"), PoolSize: 7, PoolMode: pooler.PoolStatement,
+			User: "owner", Secret: pgwire.PlainSecret("geheim"), PoolSize: 7, PoolMode: pooler.PoolStatement, LoadBalance: pooler.LoadBalanceDisable, Target: pooler.TargetReadWrite,
 			MinPoolSize: 1, ReservePoolSize: 2, MaxConnections: 3, MaxClientConnections: 4,
 			ServerLifetime: time.Minute, QueryWaitTimeout: -1}},
 		Fallback: &pooler.Database{Name: "*", Host: "192.168.1.6", Port: 5432, PoolSize: 70},
@@ -65,17 +66,22 @@ func TestConfig(t *testing.T) {
 			QueryWaitTimeout: -1, Timeouts: pooler.Timeouts{Query: time.Second, IdleTransaction: 2 * time.Second, Transaction: 3 * time.Second, ClientIdle: 4 * time.Second}}},
 		Timeouts:        pooler.Timeouts{Query: 21 * time.Second, IdleTransaction: 22 * time.Second, Transaction: 23 * time.Second, ClientIdle: 24 * time.Second},
 		QueryWaitNotify: 25 * time.Second, PoolIdleTimeout: 26 * time.Second, AutoDBIdleTimeout: 27 * time.Second,
+		DNSMaxTTL: 41 * time.Second, DNSNotFoundTTL: 42 * time.Second, ServerFastClose: true,
 		ServerRoundRobin: true, ServerCheckQuery: "select 1", ServerCheckDelay: 31 * time.Second, DisablePQExec: true, MaxPacketSize: 2048,
 		TCP: pooler.TCPOptions{NoKeepAlive: true, KeepIdle: 29 * time.Second, KeepInterval: 30 * time.Second, KeepCount: 28,
 			UserTimeout: 31 * time.Millisecond, DeferAccept: true, Buffer: 32},
 		MinPoolSize: 11, ReservePoolSize: 12, ReservePoolTimeout: 13 * time.Second,
 		MaxDBConnections: 14, MaxDBClientConnections: 15, MaxUserConnections: 16, MaxUserClientConnections: 17,
+		ClientTLS:  pooler.TLS{Mode: pooler.TLSAllow, KeyFile: "k", CertFile: "c", CAFile: "a", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS12, Curves: []tls.CurveID{tls.CurveP384}},
+		ServerTLS:  pooler.TLS{Mode: pooler.TLSRequire, MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS13},
 		AuthMethod: pgwire.AuthSCRAM, MaxClients: 4000, PoolSize: 70, MaxPrepared: 99,
 		IgnoreStartup:        []string{"extra_float_digits", "search_path"},
 		ServerConnectTimeout: 3 * time.Second, ServerLoginRetry: 4 * time.Second, ServerLifetime: 5 * time.Second,
 		ServerIdleTimeout: 6 * time.Second, QueryWaitTimeout: 7 * time.Second, ClientLoginTimeout: 8 * time.Second,
 		TrustedBalancers: []netip.Prefix{netip.MustParsePrefix("192.168.1.100/32")},
 		AdminUsers:       []string{"alice"}, StatsUsers: []string{"bob", "alice"}, StatsPeriod: 10 * time.Second, LeakGuard: pooler.GuardCount, AddHost: true,
+		LogStats: true, LoginNotice: "hello", PeerID: 1,
+		Peers:             []pooler.Peer{{ID: 2, Host: "127.0.0.1", Port: 7000, PoolSize: 3}},
 		CancelWaitTimeout: 9 * time.Second, SuspendTimeout: 12 * time.Second, ShutdownTimeout: pooler.DefaultConfig().ShutdownTimeout,
 	}
 	if !reflect.DeepEqual(got, want) {

@@ -14,6 +14,7 @@ import (
 // reloader gets the configuration anew while the pooler runs.
 type reloader struct {
 	log *slog.Logger
+	out *logs
 
 	mu     sync.Mutex
 	loader *bouncer.Loader
@@ -50,6 +51,9 @@ func (r *reloader) config(file bouncer.Config, warnings []bouncer.Warning, err e
 		return pooler.Config{}, err
 	}
 	if err := setLimits(&config, r.log); err != nil {
+		return pooler.Config{}, err
+	}
+	if err := r.out.configure(&file); err != nil {
 		return pooler.Config{}, err
 	}
 	for _, w := range warnings {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/pgsteer/pgsteer/pkg/admin"
 	"github.com/pgsteer/pgsteer/pkg/flowsync"
+	"github.com/pgsteer/pgsteer/pkg/vrrp"
 )
 
 const (
@@ -116,7 +117,7 @@ func lastMove(r admin.RouterStatus) time.Time {
 // unready returns why connections would end by a rehearsal, or it could not be
 // made; "" if all is well.
 func unready(r admin.RouterStatus, s *flowsync.Status) string {
-	if r.State != "active" {
+	if r.State != vrrp.Active {
 		return fmt.Sprintf("%s is %s on this node, and only the active node can rehearse", r.Name, r.State)
 	}
 	if !s.Connected || s.PeerState == nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/pgsteer/pgsteer/pkg/admin"
 	"github.com/pgsteer/pgsteer/pkg/lb"
+	"github.com/pgsteer/pgsteer/pkg/vrrp"
 )
 
 func vipCommands() []command {
@@ -33,8 +35,9 @@ until this node leaves the role. force does it even if connections end by it.`,
 		},
 		{
 			name: "history", args: "[ROUTER]",
-			about: `the last 64 moves as this node saw them, the oldest first: why, our priority
-then, who had been heard last, its priority, and how long before that was`,
+			about: `the last 64 moves, the oldest first: why, the node's priority then, who had been
+heard last, its priority, and how long before that was. With replication the
+other node's moves are among them, as it told of them while it could be heard`,
 			prepare: withRouter(history),
 		},
 		{
@@ -132,12 +135,12 @@ func showRouter(out *output, r admin.RouterStatus) error {
 		return out.value(r)
 	}
 	return writeList(out, []admin.RouterStatus{r}, func(row *row, r *admin.RouterStatus) {
-		row.cells(r.Name, r.State, overridden(count(r.EffectivePriority), count(r.Priority)), peerText(r.Peer), yes(r.Synced), r.Reason)
+		row.cells(r.Name, r.State.String(), overridden(count(r.EffectivePriority), count(r.Priority)), peerText(r.Peer), yes(r.Synced), r.Reason)
 	}, left("ROUTER"), left("STATE"), right("PRIORITY"), left("PEER"), left("SYNCED"), left("REASON"))
 }
 
 // peerText is who was last heard, and how.
-func peerText(p admin.PeerStatus) string {
+func peerText(p vrrp.Peer) string {
 	switch {
 	case !p.Address.IsValid():
 		return "none"
@@ -162,10 +165,10 @@ type vipStatus struct {
 
 // An election is what the daemon adds to an address.
 type election struct {
-	Peer   admin.PeerStatus `json:"peer"`
-	Synced bool             `json:"synced"`
-	Gate   string           `json:"gate"`
-	Fault  string           `json:"fault"`
+	Peer   vrrp.Peer `json:"peer"`
+	Synced bool      `json:"synced"`
+	Gate   string    `json:"gate"`
+	Fault  string    `json:"fault"`
 }
 
 // lookTimeout is how long a daemon may take to add what it knows to what is
@@ -233,10 +236,12 @@ func serves(r admin.RouterStatus, a netip.Addr) bool {
 	return slices.ContainsFunc(r.Addresses, func(p netip.Prefix) bool { return p.Addr() == a })
 }
 
-// A routerChange is a move with the name of its virtual router.
+// A routerChange is a move with the name of its virtual router, and of the node
+// that made it: "" for the one that was asked.
 type routerChange struct {
 	Router string `json:"router"`
-	admin.RouterChange
+	Node   string `json:"node"`
+	vrrp.Change
 }
 
 // momentFormat is a moment to the millisecond: moves take some.
@@ -257,12 +262,15 @@ func history(s *session, name string) error {
 	var changes []routerChange
 	for _, r := range all {
 		for _, c := range r.History {
-			changes = append(changes, routerChange{r.Name, c})
+			changes = append(changes, routerChange{r.Name, "", c})
+		}
+		for _, c := range r.PeerHistory {
+			changes = append(changes, routerChange{r.Name, c.Node, c.Change})
 		}
 	}
 	slices.SortStableFunc(changes, func(a, b routerChange) int { return a.At.Compare(b.At) })
 	return writeList(s.out, changes, func(r *row, c *routerChange) {
-		r.cells(c.At.Format(momentFormat), c.Router, c.From, c.To, count(c.Priority))
+		r.cells(c.At.Format(momentFormat), c.Router, cmp.Or(c.Node, "this"), c.From.String(), c.To.String(), count(c.Priority))
 		if p := c.Peer; p.Address.IsValid() {
 			r.cells(p.Address.String(), count(p.Priority), age(p.Ago))
 		} else {
@@ -270,7 +278,7 @@ func history(s *session, name string) error {
 		}
 		r.cells(c.Reason)
 	},
-		left("TIME"), left("ROUTER"), left("FROM"), left("TO"), right("PRIORITY"),
+		left("TIME"), left("ROUTER"), left("NODE"), left("FROM"), left("TO"), right("PRIORITY"),
 		left("PEER"), right("PEER-PRIORITY"), right("HEARD"), left("REASON"),
 	)
 }

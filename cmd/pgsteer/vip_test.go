@@ -126,6 +126,15 @@ func (p *pair) serveOn(t *testing.T, replicated bool) (socket string) {
 	cfg := admin.Config{Socket: filepath.Join(t.TempDir(), "admin.sock"), Controller: lb.NewController(new(recorder), log), Routers: p.list, Log: log}
 	if replicated {
 		cfg.Replication = func() admin.Replication { return p }
+		cfg.PeerHistory = func(vrid uint8, v6 bool) []admin.PeerChange {
+			if vrid != 51 || v6 {
+				return nil
+			}
+			return []admin.PeerChange{{Node: "lb2", Change: vrrp.Change{
+				At: p.routers[0].History[1].At.Add(-100 * time.Millisecond), From: vrrp.Active, To: vrrp.Backup, Reason: "told to resign", Priority: 100,
+				Peer: vrrp.Peer{Address: netip.MustParseAddr("192.168.1.10"), Priority: 101, Ago: 20 * time.Millisecond},
+			}}}
+		}
 	}
 	server, err := admin.Open(cfg)
 	if err != nil {
@@ -164,18 +173,19 @@ func TestVIPs(t *testing.T) {
 				"192.168.1.101  second    52       100  backup    12.3s  silent  192.168.1.11 priority 100 34ms ago  yes\n",
 		},
 		{
-			"vip history", "TIME                      ROUTER  FROM    TO      PRIORITY  PEER          PEER-PRIORITY  HEARD  REASON\n" +
-				"2026-03-04T12:00:00.000Z  main    init    backup         1  none                                started\n" +
-				"2026-03-04T12:00:01.000Z  second  init    backup       100  none                                started\n" +
-				"2026-03-04T12:00:01.500Z  main    backup  active       101  192.168.1.11            100   34ms  lb2 is silent\n",
+			"vip history", "TIME                      ROUTER  NODE  FROM    TO      PRIORITY  PEER          PEER-PRIORITY  HEARD  REASON\n" +
+				"2026-03-04T12:00:00.000Z  main    this  init    backup         1  none                                started\n" +
+				"2026-03-04T12:00:01.000Z  second  this  init    backup       100  none                                started\n" +
+				"2026-03-04T12:00:01.400Z  main    lb2   active  backup       100  192.168.1.10            101   20ms  told to resign\n" +
+				"2026-03-04T12:00:01.500Z  main    this  backup  active       101  192.168.1.11            100   34ms  lb2 is silent\n",
 		},
 		{
-			"vip hi second", "TIME                      ROUTER  FROM  TO      PRIORITY  PEER  PEER-PRIORITY  HEARD  REASON\n" +
-				"2026-03-04T12:00:01.000Z  second  init  backup       100  none                        started\n",
+			"vip hi second", "TIME                      ROUTER  NODE  FROM  TO      PRIORITY  PEER  PEER-PRIORITY  HEARD  REASON\n" +
+				"2026-03-04T12:00:01.000Z  second  this  init  backup       100  none                        started\n",
 		},
 		{
-			"vip history second -j", `[{"router":"second","at":"2026-03-04T12:00:01Z","from":"init","to":"backup","reason":"started","priority":100,` +
-				`"peer":{"address":"","priority":0,"advert_interval":0,"ago":0,"checksum":"unknown"}}]` + "\n",
+			"vip history second -j", `[{"router":"second","node":"","at":"2026-03-04T12:00:01Z","from":"init","to":"backup","reason":"started","priority":100,` +
+				`"peer":{"address":"","priority":0,"advert_interval":0,"checksum":"unknown","ago":0}}]` + "\n",
 		},
 		{
 			"vip resign main", "ROUTER  STATE             PRIORITY  PEER                                SYNCED  REASON\n" +
@@ -200,7 +210,7 @@ func TestVIPs(t *testing.T) {
 		t.Errorf("%v: %v", v, err)
 	}
 	var r admin.RouterStatus
-	if err := json.Unmarshal([]byte(pgsteer("vip resign main -j").stdout), &r); err != nil || r.Name != "main" || r.State != "backup" || len(r.History) != 5 {
+	if err := json.Unmarshal([]byte(pgsteer("vip resign main -j").stdout), &r); err != nil || r.Name != "main" || r.State != vrrp.Backup || len(r.History) != 5 {
 		t.Errorf("%+v: %v", r, err)
 	}
 }

@@ -127,7 +127,7 @@ func (d *balancerDaemon) openController() error {
 		return err
 	}
 	d.admin, err = admin.Open(admin.Config{
-		Socket: d.cfg.Admin.Socket, Controller: d.controller, Routers: d.movable, Replication: d.link, Log: d.log,
+		Socket: d.cfg.Admin.Socket, Controller: d.controller, Routers: d.movable, Replication: d.link, PeerHistory: d.peerHistory, Log: d.log,
 	})
 	if errors.Is(err, admin.ErrInUse) {
 		// The locks have shown that it is not one that serves this interface's

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -35,7 +36,10 @@ type replication struct {
 	log      *slog.Logger
 	routers  []*vrrp.Router // set before it runs
 
+	life uint64 // see flowsync.RouterState.Run
+
 	mu     sync.Mutex
+	moves  peerMoves
 	copied bool   // this node has a copy of the other node's connections
 	blind  string // a backend that the other node finds to be up, and this one does not; "": none
 }
@@ -50,7 +54,7 @@ func (d *balancerDaemon) openSync() error {
 	if err != nil {
 		return err
 	}
-	r := &replication{datapath: d.balancer, checks: d.checker.Snapshot, nudge: d.checker.Nudge, log: d.log}
+	r := &replication{life: rand.Uint64(), datapath: d.balancer, checks: d.checker.Snapshot, nudge: d.checker.Nudge, log: d.log}
 	r.link, err = flowsync.Open(flowsync.Config{
 		Listen: c.Listen, Peer: c.Peer, Key: key, Node: d.cfg.Node, Services: services(d.cfg), Heartbeat: c.Heartbeat,
 		Table: d.balancer, State: r.state, OnSynced: r.synced, Log: d.log,
@@ -102,6 +106,9 @@ func (r *replication) watch(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			peer, ago, ok := r.link.Peer()
+			if ok {
+				r.note(peer, time.Now().Add(-ago))
+			}
 			if !ok || ago > stale {
 				r.sees("")
 				continue
@@ -147,6 +154,7 @@ func (r *replication) state() flowsync.State {
 		state := flowsync.RouterState{
 			Name: v.Name, VRID: v.VRID, V6: v.Source.Is6(), State: v.State.String(), Leased: v.Lease > 0,
 			Priority: v.EffectivePriority, Reason: v.Reason, Age: time.Since(v.Since),
+			Run: r.life, Moves: lastMoves(&v, time.Now()),
 		}
 		for _, p := range v.Addresses {
 			state.Addresses = append(state.Addresses, p.Addr())

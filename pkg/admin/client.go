@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -67,29 +66,18 @@ func (c *Client) ChangeBackend(ctx context.Context, service, backend string, cha
 	return status, c.do(ctx, http.MethodPatch, path, change, &status)
 }
 
-// RouterStatus is a vrrp.Snapshot as the client reads it. The fields here stand
-// in for those of the snapshot that are only written as text.
+// RouterStatus is what a node knows of a virtual router.
 type RouterStatus struct {
 	vrrp.Snapshot
-	State   string         `json:"state"` // init, backup or active
-	Peer    PeerStatus     `json:"peer"`
-	History []RouterChange `json:"history"` // the oldest first
+	// PeerHistory are the moves of the other node that it has told of, the oldest
+	// first, by this node's clock. It is empty without replication.
+	PeerHistory []PeerChange `json:"peer_history,omitempty"`
 }
 
-// PeerStatus is a vrrp.Peer as the client reads it.
-type PeerStatus struct {
-	vrrp.Peer
-	Checksum string `json:"checksum"`
-}
-
-// RouterChange is a vrrp.Change as the client reads it.
-type RouterChange struct {
-	At       time.Time  `json:"at"`
-	From     string     `json:"from"`
-	To       string     `json:"to"`
-	Reason   string     `json:"reason"`
-	Priority uint8      `json:"priority"` // of the node that was asked, then
-	Peer     PeerStatus `json:"peer"`     // who had been heard last then
+// PeerChange is a change of state of the other node.
+type PeerChange struct {
+	Node string `json:"node"`
+	vrrp.Change
 }
 
 // Routers returns the virtual routers, in the order of configuration.

@@ -49,9 +49,10 @@ type Move struct {
 }
 
 func (s *Server) listRouters(w http.ResponseWriter, _ *http.Request) {
-	all := []vrrp.Snapshot{}
+	all := []RouterStatus{}
 	for _, r := range s.routers() {
-		all = append(all, r.Snapshot())
+		v := r.Snapshot()
+		all = append(all, RouterStatus{v, s.peerHistory(v.VRID, v.Source.Is6())})
 	}
 	s.answer(w, http.StatusOK, all)
 }

@@ -132,11 +132,11 @@ func TestMoves(t *testing.T) {
 	c, router, _ := startMoves(t, slog.New(slog.NewTextHandler(&log, nil)))
 	by := fmt.Sprintf("uid %d, pid %d", os.Getuid(), os.Getpid())
 	got, err := c.Resign(t.Context(), "main", Move{Reason: "new kernel"})
-	if err != nil || got.State != "backup" || got.Reason != "new kernel (told to resign by "+by+")" {
+	if err != nil || got.State != vrrp.Backup || got.Reason != "new kernel (told to resign by "+by+")" {
 		t.Errorf("%+v, %v", got, err)
 	}
 	got, err = c.Takeover(t.Context(), "main", Move{})
-	if err != nil || got.State != "active" || got.Reason != "told to take over by "+by {
+	if err != nil || got.State != vrrp.Active || got.Reason != "told to take over by "+by {
 		t.Errorf("%+v, %v", got, err)
 	}
 	want := "drain, resign: new kernel (told to resign by " + by + "), takeover: told to take over by " + by
@@ -154,8 +154,8 @@ func TestMoves(t *testing.T) {
 		t.Fatalf("%+v, %v", all, err)
 	}
 	r := all[0]
-	if r.Name != "main" || r.State != "active" || r.Peer.Priority != 100 || r.Peer.Checksum != "pseudo-header" || r.Peer.Ago != time.Second ||
-		len(r.History) != 1 || r.History[0].From != "backup" || r.History[0].To != "active" || r.History[0].Reason != "silence" {
+	if r.Name != "main" || r.State != vrrp.Active || r.Peer.Priority != 100 || r.Peer.Checksum != vrrp.ChecksumPseudo || r.Peer.Ago != time.Second ||
+		len(r.History) != 1 || r.History[0].From != vrrp.Backup || r.History[0].To != vrrp.Active || r.History[0].Reason != "silence" {
 		t.Errorf("got %+v", r)
 	}
 	if s, err := c.Sync(t.Context()); err != nil || s.PeerNode != "lb2" || s.PeerState.Routers[1].State != "backup" {
@@ -229,19 +229,19 @@ func TestMovesForced(t *testing.T) {
 	var log safeBuffer
 	c, router, link := startMoves(t, slog.New(slog.NewTextHandler(&log, nil)))
 	link.status, link.err = flowsync.Status{}, errors.New("odd")
-	if got, err := c.Resign(t.Context(), "main", Move{Force: true}); err != nil || got.State != "backup" || router.told[0] != "drain" {
+	if got, err := c.Resign(t.Context(), "main", Move{Force: true}); err != nil || got.State != vrrp.Backup || router.told[0] != "drain" {
 		t.Errorf("%+v, %v, %q", got, err, router.told)
 	}
 	if !strings.Contains(log.String(), "the other node may not know of all connections") {
 		t.Errorf("logged:\n%s", log.String())
 	}
-	if got, err := c.Resign(t.Context(), "main", Move{}); err != nil || got.State != "backup" || strings.Join(router.told[2:], "") != router.told[1] {
+	if got, err := c.Resign(t.Context(), "main", Move{}); err != nil || got.State != vrrp.Backup || strings.Join(router.told[2:], "") != router.told[1] {
 		t.Errorf("of a backup: %+v, %v, %q", got, err, router.told)
 	}
-	if got, err := c.Takeover(t.Context(), "main", Move{Force: true}); err != nil || got.State != "active" {
+	if got, err := c.Takeover(t.Context(), "main", Move{Force: true}); err != nil || got.State != vrrp.Active {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if got, err := c.Takeover(t.Context(), "main", Move{}); err != nil || got.State != "active" {
+	if got, err := c.Takeover(t.Context(), "main", Move{}); err != nil || got.State != vrrp.Active {
 		t.Errorf("of the active node: %+v, %v", got, err)
 	}
 }
@@ -252,7 +252,7 @@ func TestResignWaitsForCopy(t *testing.T) {
 	c, _, link := startMoves(t, discard)
 	link.status.PeerSynced = false
 	link.copied = func() { link.status.PeerSynced = true }
-	if got, err := c.Resign(t.Context(), "main", Move{}); err != nil || got.State != "backup" {
+	if got, err := c.Resign(t.Context(), "main", Move{}); err != nil || got.State != vrrp.Backup {
 		t.Errorf("%+v, %v", got, err)
 	}
 }

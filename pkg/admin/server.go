@@ -44,6 +44,9 @@ type Config struct {
 	// server runs, from several goroutines. Nil is none.
 	Routers     func() []Router
 	Replication func() Replication
+	// PeerHistory returns the moves that the other node has told of, the oldest
+	// first, by a virtual router's number and family. Nil is none.
+	PeerHistory func(vrid uint8, v6 bool) []PeerChange
 	Log         *slog.Logger
 }
 
@@ -52,6 +55,7 @@ type Server struct {
 	controller  *lb.Controller
 	routers     func() []Router
 	replication func() Replication
+	peerHistory func(vrid uint8, v6 bool) []PeerChange
 	log         *slog.Logger
 	socket      *socket
 	http        *http.Server
@@ -64,12 +68,17 @@ func Open(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{controller: cfg.Controller, routers: cfg.Routers, replication: cfg.Replication, log: cfg.Log, socket: l}
+	s := &Server{
+		controller: cfg.Controller, routers: cfg.Routers, replication: cfg.Replication, peerHistory: cfg.PeerHistory, log: cfg.Log, socket: l,
+	}
 	if s.routers == nil {
 		s.routers = func() []Router { return nil }
 	}
 	if s.replication == nil {
 		s.replication = func() Replication { return nil }
+	}
+	if s.peerHistory == nil {
+		s.peerHistory = func(uint8, bool) []PeerChange { return nil }
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/backends", s.backends)

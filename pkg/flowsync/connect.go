@@ -151,7 +151,7 @@ func (l *Link) fail(address string, err error) {
 	l.mu.Lock()
 	l.status.failures[why]++
 	l.status.lastError = err.Error()
-	suppressed, say := l.mute[why].allow(now)
+	suppressed, say := l.mute[why].Allow(now)
 	l.mu.Unlock()
 	if say {
 		l.log.Warn("no link with the peer", "address", address, "reason", why.String(), "error", err, "suppressed", suppressed)

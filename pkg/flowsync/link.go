@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pgsteer/pgsteer/internal/mute"
 	"github.com/pgsteer/pgsteer/pkg/lb"
 )
 
@@ -41,10 +42,10 @@ type Link struct {
 	heard    time.Duration // when peer was received
 	hasPeer  bool
 	progress chan struct{} // closed when Drain has to look again; nil: nobody waits
-	mute     [numFailures]limiter
-	muteGap  limiter
-	muteLong limiter
-	muteFail limiter
+	mute     [numFailures]mute.Limiter
+	muteGap  mute.Limiter
+	muteLong mute.Limiter
+	muteFail mute.Limiter
 	status   tally
 }
 
@@ -121,7 +122,7 @@ func (l *Link) Publish(changes []lb.FlowChange) {
 	var suppressed int
 	var say bool
 	if l.sender.counts.overflows != before {
-		suppressed, say = l.muteGap.allow(now)
+		suppressed, say = l.muteGap.Allow(now)
 	}
 	l.mu.Unlock()
 	l.signal()
@@ -138,7 +139,7 @@ func (l *Link) Lost() {
 	now := l.now()
 	l.mu.Lock()
 	l.sender.lost()
-	suppressed, say := l.muteGap.allow(now)
+	suppressed, say := l.muteGap.Allow(now)
 	l.mu.Unlock()
 	l.signal()
 	if say {
@@ -218,7 +219,9 @@ func (l *Link) Connected() bool {
 func (l *Link) Drain(ctx context.Context) error {
 	l.mu.Lock()
 	target := l.sender.published
+	l.sender.hasten(l.now())
 	l.mu.Unlock()
+	l.signal()
 	for {
 		l.mu.Lock()
 		up, drained := l.sender.up, l.sender.drained(target)

@@ -360,3 +360,30 @@ func TestConfig(t *testing.T) {
 		}
 	}
 }
+
+// TestDrainDoesNotWaitForTheNextCopy: two moves of the addresses within a second
+// want a full copy that is not due yet; who drains has it begin.
+func TestDrainDoesNotWaitForTheNextCopy(t *testing.T) {
+	s := connectedSender(t, 100)
+	copied(t, s, 0)
+	now := 100 * time.Millisecond
+	s.serveOwn(nil)
+	s.serveOwn([]netip.Addr{testVIP(0)}) // back again
+	if got := kinds(s, now); len(got) != 0 || wake(s, now) != resyncInterval {
+		t.Fatalf("%v is sent at once, and the next at %v", got, wake(s, now))
+	}
+	if s.drained(s.published) {
+		t.Fatal("drained while a full copy is wanted")
+	}
+	s.hasten(now)
+	if got := kinds(s, now); !slices.Equal(got, []kind{kindBegin}) {
+		t.Fatalf("then: %v", got)
+	}
+	copied(t, s, now)
+	if !s.drained(s.published) {
+		t.Error("not drained after the copy")
+	}
+	if s.earliest != now+resyncInterval {
+		t.Errorf("the next copy may begin at %v", s.earliest)
+	}
+}

@@ -212,6 +212,10 @@ func (s *sender) drained(upTo uint64) bool {
 	return s.up && s.synced && !s.wants && s.settled >= upTo
 }
 
+// hasten has a full copy that is wanted begin now. Somebody waits for the peer to
+// have everything: that is rare, and not what resyncInterval guards against.
+func (s *sender) hasten(now time.Duration) { s.earliest = min(s.earliest, now) }
+
 // lag is the age of the oldest change that the peer is not known to have.
 func (s *sender) lag(now time.Duration) time.Duration {
 	oldest := now

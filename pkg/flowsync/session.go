@@ -184,7 +184,7 @@ func (s *session) receive(k kind, body []byte) error {
 	suppressed, say := 0, false
 	if broken {
 		l.status.lastError = err.Error()
-		suppressed, say = l.muteFail.allow(now)
+		suppressed, say = l.muteFail.Allow(now)
 	}
 	l.mu.Unlock()
 	if due || broken {
@@ -302,7 +302,7 @@ func (l *Link) heartbeat(buf []byte) []byte {
 		return out
 	}
 	l.mu.Lock()
-	suppressed, say := l.muteLong.allow(now)
+	suppressed, say := l.muteLong.Allow(now)
 	l.mu.Unlock()
 	if say {
 		l.log.Warn("the state is too long to tell the peer", "backends", len(state.Backends), "error", err, "suppressed", suppressed)

@@ -33,6 +33,25 @@ type RouterState struct {
 	Priority  uint8         `json:"priority"`
 	Reason    string        `json:"reason"`
 	Age       time.Duration `json:"age"` // of State, nanoseconds
+	// Run tells one life of the node from the next, in which Moves are numbered
+	// anew. Moves are the last changes of its state, the oldest first.
+	Run   uint64 `json:"run,omitempty"`
+	Moves []Move `json:"moves,omitempty"`
+}
+
+// Move is a change of a virtual router's state, and what its node knew then.
+type Move struct {
+	Number   uint64        `json:"number"` // from 1
+	Ago      time.Duration `json:"ago"`    // nanoseconds
+	From     string        `json:"from"`   // init, backup or active
+	To       string        `json:"to"`
+	Reason   string        `json:"reason"`
+	Priority uint8         `json:"priority"` // its own
+	// Heard is whom it had heard last, the zero value for nobody; with that one's
+	// priority, and how long before.
+	Heard         netip.Addr    `json:"heard,omitzero"`
+	HeardPriority uint8         `json:"heard_priority,omitempty"`
+	HeardBefore   time.Duration `json:"heard_before,omitempty"`
 }
 
 // BackendState is what a node's own health checks say of a backend.
@@ -70,9 +89,21 @@ func (s *State) serves() []netip.Addr {
 }
 
 // appendState appends the frame of a state. One that is too long goes without
-// the backends: what the election needs comes first. Whole is false then.
+// the moves, and then without the backends: what the election needs comes first.
+// Whole is false if something had to go.
 func appendState(dst []byte, s State) (out []byte, whole bool, err error) {
 	body, err := json.Marshal(s)
+	if err == nil && len(body) > maxState {
+		s.Routers = slices.Clone(s.Routers)
+		for i := range s.Routers {
+			s.Routers[i].Moves = nil
+		}
+		body, err = json.Marshal(s)
+		if err == nil && len(body) <= maxState {
+			f := beginFrame(dst, kindState)
+			return endFrame(append(f, body...), len(dst)), false, nil
+		}
+	}
 	if err == nil && len(body) > maxState {
 		s.Backends = nil
 		body, err = json.Marshal(s)

@@ -76,7 +76,7 @@ func (s *session) walk(ctx context.Context, w walk) {
 	suppressed, say := 0, false
 	if err != nil {
 		l.status.lastError = "reading the flow table: " + err.Error()
-		suppressed, say = l.muteFail.allow(now)
+		suppressed, say = l.muteFail.Allow(now)
 	}
 	l.mu.Unlock()
 	l.signal()

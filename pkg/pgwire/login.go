@@ -292,3 +292,35 @@ func requestCancel(conn io.ReadWriter, key CancelKey) error {
 	}
 	return nil
 }
+
+// RequestTLS asks a server for TLS by an SSLRequest, over a fresh connection.
+// When it is granted, the handshake is next; not a byte of it has been read
+// (CVE-2021-23222). A server that answers with an error, as one before
+// PostgreSQL 7 did or one that has no more processes, has its error ignored: it
+// was not encrypted, so anybody could have sent it (CVE-2024-10977).
+func RequestTLS(ctx context.Context, conn net.Conn) (granted bool, err error) {
+	release := breakOnDone(ctx, conn)
+	granted, err = requestTLS(conn)
+	if cerr := release(); cerr != nil {
+		return false, cerr
+	}
+	return granted, err
+}
+
+func requestTLS(conn io.ReadWriter) (granted bool, err error) {
+	request := binary.BigEndian.AppendUint32(nil, 8)
+	if err := writeAll(conn, binary.BigEndian.AppendUint32(request, codeSSL)); err != nil {
+		return false, err
+	}
+	var answer [1]byte
+	if _, err := io.ReadFull(conn, answer[:]); err != nil {
+		return false, fmt.Errorf("failed to read from server: %w", err)
+	}
+	switch answer[0] {
+	case 'S':
+		return true, nil
+	case 'N':
+		return false, nil
+	}
+	return false, fmt.Errorf("%w: answer %d to a request for TLS", ErrServerProtocol, answer[0])
+}

@@ -9,6 +9,7 @@ import (
 // The types of result columns, by their object identifiers (pg_type.dat in
 // PostgreSQL's source).
 const (
+	TypeBytea   = 17
 	TypeInt8    = 20
 	TypeInt4    = 23
 	TypeText    = 25

@@ -123,25 +123,32 @@ func (s *Startup) AppendNegotiation(dst []byte) []byte {
 // 28000 (no user) or 0A000 (a version that is not 3), which wraps ErrStartup or
 // ErrDirectTLS.
 func ReadStartup(r io.Reader, limit int) (Startup, error) {
+	s, _, err := readStartup(r, limit)
+	return s, err
+}
+
+// readStartup also returns what was read of a direct TLS connection.
+func readStartup(r io.Reader, limit int) (s Startup, head []byte, err error) {
 	if limit <= 0 || limit > MaxStartupLen {
 		limit = MaxStartupLen
 	}
-	var head [4]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return Startup{}, err
+	head = make([]byte, 4)
+	if _, err := io.ReadFull(r, head); err != nil {
+		return Startup{}, nil, err
 	}
-	n := binary.BigEndian.Uint32(head[:])
+	n := binary.BigEndian.Uint32(head)
 	switch {
 	case head[0] == tlsHandshake:
-		return Startup{}, protocolError(ErrDirectTLS, "direct TLS connections are not supported")
+		return Startup{}, head, protocolError(ErrDirectTLS, "direct TLS connections are not supported")
 	case n < 8 || n > uint32(limit):
-		return Startup{}, protocolError(ErrStartup, "invalid length of startup packet")
+		return Startup{}, nil, protocolError(ErrStartup, "invalid length of startup packet")
 	}
 	body, err := readBounded(r, int(n)-4)
 	if err != nil {
-		return Startup{}, err
+		return Startup{}, nil, err
 	}
-	return parseStartup(body)
+	s, err = parseStartup(body)
+	return s, nil, err
 }
 
 // AcceptStartup conducts a connection's opening on a port without encryption:
@@ -149,14 +156,35 @@ func ReadStartup(r io.Reader, limit int) (Startup, error) {
 // order, and returns the StartupMessage or CancelRequest that follows. A
 // StartupMessage that needs a NegotiateProtocolVersion has got it.
 //
-// The errors are those of ReadStartup. Where rw keeps a buffer of its own and
-// says so by a method Buffered() int, as bufio.ReadWriter's reader does, bytes
-// in it behind an encryption request end the connection: they were sent before
-// our answer, which only an injector does (CVE-2021-23214).
+// The errors are those of ReadStartup. Where rw keeps a buffer of its own, or
+// can look into the kernel's, and says so by a method Buffered() int, as
+// bufio.ReadWriter's reader does, bytes in it behind an encryption request end
+// the connection: they were sent before our answer, which only an injector does
+// (CVE-2021-23214).
 func AcceptStartup(rw io.ReadWriter, limit int) (Startup, error) {
+	return AcceptStartupTLS(rw, limit, nil)
+}
+
+// StartTLS makes a connection an encrypted one by a handshake as its server.
+// Head was read already and is the handshake's front; it is not empty if the
+// client began with the handshake, without a request (sslnegotiation=direct).
+type StartTLS func(head []byte) (io.ReadWriter, error)
+
+// AcceptStartupTLS is AcceptStartup on a port with encryption: an SSLRequest is
+// granted, and a direct handshake accepted. An error of start is returned as it
+// is. Start may be nil.
+func AcceptStartupTLS(rw io.ReadWriter, limit int, start StartTLS) (Startup, error) {
 	var asked [KindCancel + 1]bool
-	for {
-		s, err := ReadStartup(rw, limit)
+	encrypted := false
+	for first := true; ; first = false {
+		s, head, err := readStartup(rw, limit)
+		if errors.Is(err, ErrDirectTLS) && first && start != nil {
+			if rw, err = start(head); err != nil {
+				return Startup{}, err
+			}
+			encrypted = true
+			continue
+		}
 		if err != nil {
 			return Startup{}, err
 		}
@@ -171,15 +199,28 @@ func AcceptStartup(rw io.ReadWriter, limit int) (Startup, error) {
 			}
 			return s, nil
 		}
-		if asked[s.Kind] {
+		switch {
+		case encrypted:
+			return Startup{}, protocolError(ErrStartup, "encryption is already on")
+		case asked[s.Kind]:
 			return Startup{}, protocolError(ErrStartup, "encryption was already declined")
 		}
 		asked[s.Kind] = true
 		if b, ok := rw.(interface{ Buffered() int }); ok && b.Buffered() > 0 {
 			return Startup{}, protocolError(ErrUnencryptedData, "received unencrypted data after SSL or GSSAPI encryption request")
 		}
-		if _, err := rw.Write([]byte{'N'}); err != nil {
-			return Startup{}, fmt.Errorf("failed to decline encryption: %w", err)
+		answer := byte('N')
+		if s.Kind == KindSSL && start != nil {
+			answer = 'S'
+		}
+		if _, err := rw.Write([]byte{answer}); err != nil {
+			return Startup{}, fmt.Errorf("failed to answer encryption request: %w", err)
+		}
+		if answer == 'S' {
+			if rw, err = start(nil); err != nil {
+				return Startup{}, err
+			}
+			encrypted = true
 		}
 	}
 }

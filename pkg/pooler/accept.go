@@ -80,7 +80,11 @@ func (p *Pooler) serve(conn net.Conn, full bool) {
 	// At shutdown, whoever is not logged in is not waited for.
 	stop := context.AfterFunc(p.ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 	n := newcomer{id: p.ids.Add(1), addr: addr, peer: peer, local: local}
-	why, err := p.login(conn, &n, full)
+	conn, start, err := p.opening(conn, &n)
+	why := refusedStartup
+	if err == nil {
+		why, err = p.login(conn, &start, &n, full)
+	}
 	stop()
 	var s *console
 	if errors.Is(err, errConsole) {
@@ -115,7 +119,16 @@ func (p *Pooler) refuse(conn net.Conn, addr netip.AddrPort, why refusal, err err
 	case errors.As(err, &netErr) && netErr.Timeout():
 		why, err = refusedLoginTimeout, errLoginTimeout
 	}
+	if err == errTLSRequired {
+		why = refusedTLS
+	}
 	e, ok := errors.AsType[*pgwire.Error](err)
+	if !ok && errors.Is(err, errHandshake) {
+		p.early[refusedTLS].Add(1)
+		p.log.Log(p.ctx, p.conf().limits.trouble, "closing because: "+err.Error(), "client", addr)
+		_ = conn.Close()
+		return
+	}
 	if !ok {
 		// A health check, or a client without a password, that left.
 		p.log.Debug("client left during login", "client", addr, "error", err)

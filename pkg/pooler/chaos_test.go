@@ -51,6 +51,7 @@ func (c *chaosClient) live(p *testPooler, r *rand.Rand) error {
 	if err != nil {
 		return err
 	}
+	conn = p.secure(conn)
 	c.conn = conn
 	defer conn.Close()
 	if err := conn.SetDeadline(time.Now().Add(60 * time.Second)); err != nil {
@@ -121,6 +122,7 @@ func (c *chaosClient) cancel(p *testPooler) error {
 		return err
 	}
 	defer conn.Close()
+	conn = p.secure(conn)
 	return pgwire.RequestCancel(p.t.Context(), conn, c.key)
 }
 

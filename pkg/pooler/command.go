@@ -113,17 +113,17 @@ func (s *console) show(q, what string) {
 		s.done("SHOW")
 		return
 	}
-	switch what {
-	case "dns_hosts", "dns_zones", "fds", "peers", "peer_pools":
-		s.fail(pgwire.CodeFeatureNotSupported, "command not supported: SHOW %s", strings.ToUpper(what))
-		return
-	}
 	show := shows[what]
 	if show == nil {
 		s.invalid(q)
 		return
 	}
-	if err := show(s); err != nil {
+	switch err := show(s); err {
+	case nil:
+	case errAdmin:
+		s.answer("", err)
+		return
+	default:
 		s.err = err
 		return
 	}

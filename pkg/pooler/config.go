@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -34,6 +35,10 @@ type Config struct {
 	AuthMethod pgwire.AuthMethod
 	Users      map[string]pgwire.Secret
 
+	// ClientTLS is about connections from clients, ServerTLS about those to
+	// servers. None of it concerns Unix sockets.
+	ClientTLS, ServerTLS TLS
+
 	// AuthSeed is the secret behind the made-up answers to users who do not
 	// exist, see pgwire.NewAuthenticator. Empty: a random one.
 	AuthSeed []byte
@@ -62,6 +67,14 @@ type Config struct {
 	MaxDBClientConnections, MaxUserClientConnections int
 	// UserSettings are what is special about users, by name.
 	UserSettings map[string]User
+	// Peers are the poolers beside this one, in their order; PeerID is this one's
+	// number among them, 0 for none.
+	Peers  []Peer
+	PeerID int
+	// LogStats has the averages logged at the end of each StatsPeriod.
+	LogStats bool
+	// LoginNotice is told to each client that logs in. Empty: nothing.
+	LoginNotice string
 	// ServerResetQuery cleans a server when its client has left it in session
 	// pooling, or always. Empty: none.
 	ServerResetQuery       string
@@ -86,6 +99,12 @@ type Config struct {
 	// forgotten, with its statistics, AutoDBIdleTimeout the same for databases
 	// found by Fallback. 0: never.
 	PoolIdleTimeout, AutoDBIdleTimeout time.Duration
+	// DNSMaxTTL is for how long the addresses of a host are believed,
+	// DNSNotFoundTTL for how long that it has none.
+	DNSMaxTTL, DNSNotFoundTTL time.Duration
+	// ServerFastClose closes a server that is to be replaced though a session
+	// goes on there, if no transaction does.
+	ServerFastClose bool
 	// ServerRoundRobin uses the servers of a pool in turn, instead of the one
 	// that was used last first.
 	ServerRoundRobin bool
@@ -135,6 +154,8 @@ type Config struct {
 	LogPoolerErrors   bool // log each error sent to a client
 
 	parting time.Duration // 0: partingTimeout
+	// lookup finds the addresses of a host. Nil: the system's resolver.
+	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
 }
 
 // Setting is a line of the configuration, for SHOW CONFIG.
@@ -146,10 +167,14 @@ type Setting struct {
 // Database says where a database is.
 type Database struct {
 	Name string // as clients call it
-	// Host is a name, an address, or the directory of a Unix socket.
-	Host   string
-	Port   uint16
-	DBName string // on the server; Name if empty
+	// Host is a name, an address, or the directory of a Unix socket, or several
+	// of them, separated by commas.
+	Host string
+	// LoadBalance is for several hosts, as is Target.
+	LoadBalance LoadBalance
+	Target      TargetSession
+	Port        uint16
+	DBName      string // on the server; Name if empty
 	// User, if not empty, is the user for all server connections; else each
 	// client's own. Secret proves it; if it is the zero value, the one in
 	// Config.Users does, or the keys learned from the client's own login.
@@ -190,6 +215,8 @@ func DefaultConfig() Config {
 		ServerCheckQuery:     CheckEmpty,
 		ServerCheckDelay:     30 * time.Second,
 		AutoDBIdleTimeout:    time.Hour,
+		DNSMaxTTL:            15 * time.Second,
+		DNSNotFoundTTL:       15 * time.Second,
 		LogConnections:       true,
 		LogDisconnections:    true,
 		LogPoolerErrors:      true,

@@ -7,6 +7,9 @@ type conn struct {
 	slot uint32 // index in machine.slots
 	gen  uint32 // generation of the slot: tells this connection's events from a predecessor's
 	fd   int
+	tls  *tlsSession // nil for plain text
+	// tlsInfo describes it for the console.
+	tlsInfo string
 
 	cl *client // exactly one of the two is not nil
 	sv *server

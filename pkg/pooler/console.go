@@ -24,7 +24,7 @@ const (
 	consoleDatabase = "pgbouncer"
 	// consoleVersion is the version of PgBouncer that the console is like. Tools
 	// go by it.
-	consoleVersion = "1.24.1"
+	consoleVersion = "1.25.2"
 	// maxConsoles bounds the sessions. They are not among the clients, so that
 	// the console can be reached when those are too many.
 	maxConsoles = 64

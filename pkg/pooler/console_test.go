@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -106,7 +108,7 @@ func (c consoleConn) fails(command string) *pgconn.PgError {
 
 // TestConsoleAccess: who may come in, and do what.
 func TestConsoleAccess(t *testing.T) {
-	p := startConsole(t, nil)
+	p := startConsole(t, func(c *Config) { c.Peers = []Peer{{ID: 7, Host: "h", Port: 6432}} })
 	for _, user := range []string{"mallory", "nobody"} {
 		_, err := tryConsole(t, p, user)
 		if e, ok := errors.AsType[*pgconn.PgError](err); !ok || e.Code != pgwire.CodeInvalidAuthorization {
@@ -123,9 +125,21 @@ func TestConsoleAccess(t *testing.T) {
 			t.Errorf("%s by a stats user: %v", command, e)
 		}
 	}
-	for _, what := range []string{"FDS", "PEERS", "PEER_POOLS", "DNS_HOSTS", "DNS_ZONES"} {
-		if e := alice.fails("SHOW " + what); e.Code != pgwire.CodeFeatureNotSupported {
-			t.Errorf("SHOW %s: %v", what, e)
+	if e := eve.fails("SHOW FDS"); e.Message != "admin access needed" {
+		t.Errorf("SHOW FDS by a stats user: %v", e)
+	}
+	find(t, alice.show("fds"), "task=pooler", "addr=127.0.0.1", "port="+itoa(p.port), "password=NULL")
+	find(t, alice.show("peers"), "peer_id=7", "host=h", "port=6432", "pool_size=5")
+	p.addresses.mu.Lock()
+	p.addresses.hosts["db.example"] = &addresses{
+		addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")}, until: time.Now().Add(10500 * time.Millisecond),
+	}
+	p.addresses.mu.Unlock()
+	find(t, alice.show("dns_hosts"), "hostname=db.example", "ttl=10", "addrs=10.0.0.1,10.0.0.2")
+	find(t, alice.show("lists"), "list=dns_names", "items=1")
+	for _, what := range []string{"PEER_POOLS", "DNS_ZONES"} {
+		if rows := alice.show(what); len(rows) != 0 {
+			t.Errorf("SHOW %s: %v", what, rows)
 		}
 	}
 	for _, command := range []string{"bogus", "show", "show bogus", "select version()", "show clients; show pools", "show clients x", "'"} {
@@ -146,7 +160,7 @@ func TestConsoleAccess(t *testing.T) {
 		t.Errorf("SET: %v", e)
 	}
 	// After all that the sessions live.
-	if rows := eve.show("version"); rows[0]["version"] != "pgsteer-pooler v1.2.3, console of PgBouncer 1.24.1" {
+	if rows := eve.show("version"); rows[0]["version"] != "pgsteer-pooler v1.2.3, console of PgBouncer 1.25.2" {
 		t.Errorf("version: %v", rows)
 	}
 	for _, command := range []string{";", "-- ping", " \n "} {

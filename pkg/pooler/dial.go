@@ -2,6 +2,7 @@ package pooler
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -13,15 +14,6 @@ import (
 
 	"github.com/pgsteer/pgsteer/pkg/pgwire"
 )
-
-// address returns where a database's server is, for net.Dial.
-func (d *Database) address() (network, addr string) {
-	port := strconv.Itoa(int(d.Port))
-	if strings.HasPrefix(d.Host, "/") {
-		return "unix", filepath.Join(d.Host, ".s.PGSQL."+port)
-	}
-	return "tcp", net.JoinHostPort(d.Host, port)
-}
 
 // dial implements world: it logs in one more server for a pool.
 func (p *Pooler) dial(pl *pool) {
@@ -56,28 +48,142 @@ func (p *Pooler) secretFor(pl *pool) pgwire.Secret {
 	return p.conf().Users[pl.key.user]
 }
 
-// connect opens and logs in one server connection.
+// place is where a server may be.
+type place struct {
+	host          string // as the configuration has it
+	network, addr string // for net.Dial
+	byName        bool   // host is a name with addresses
+}
+
+// places returns where a host of a database can be reached.
+func (p *Pooler) places(ctx context.Context, d *Database, host string) ([]place, error) {
+	port := strconv.Itoa(int(d.Port))
+	if strings.HasPrefix(host, "/") {
+		return []place{{host: host, network: "unix", addr: filepath.Join(host, ".s.PGSQL."+port)}}, nil
+	}
+	addrs, err := p.addresses.resolve(ctx, host, p.conf().DNSMaxTTL, p.conf().DNSNotFoundTTL)
+	if err != nil {
+		return nil, fmt.Errorf("server DNS lookup failed: %w", err)
+	}
+	list := make([]place, len(addrs))
+	for i, a := range addrs {
+		list[i] = place{host: host, network: "tcp", addr: net.JoinHostPort(a.String(), port), byName: a.String() != host}
+	}
+	return list, nil
+}
+
+// connect opens and logs in one server connection, to the first of the
+// database's hosts that can be reached and has the right role.
 func (p *Pooler) connect(db *Database, login pgwire.ServerLogin) (loggedIn, error) {
 	ctx, cancel := context.WithTimeout(p.ctx, p.conf().ServerConnectTimeout)
 	defer cancel()
-	network, addr := db.address()
-	conn, err := p.conf().TCP.dial(ctx, network, addr)
+	n, err := p.connectFirst(ctx, db, db.Target, login)
+	if u, _ := errors.AsType[*unfit](err); u != nil && db.Target == TargetPreferStandby {
+		return p.connectFirst(ctx, db, TargetAny, login)
+	}
+	return n, err
+}
+
+// minAttempt is the least time for one of several hosts.
+const minAttempt = time.Second
+
+func (p *Pooler) connectFirst(ctx context.Context, db *Database, target TargetSession, login pgwire.ServerLogin) (loggedIn, error) {
+	hosts := p.hosts.order(db, time.Now(), p.conf().ServerLoginRetry)
+	limit := p.conf().ServerConnectTimeout
+	if len(hosts) > 1 {
+		// A host that does not answer at all must leave time for the others.
+		limit = max(limit/time.Duration(len(hosts)), min(minAttempt, limit))
+	}
+	var errs []error
+	for _, host := range hosts {
+		n, err := p.connectHost(ctx, db, host, target, login, limit)
+		fit, _ := errors.AsType[*unfit](err)
+		if len(hosts) > 1 {
+			p.hosts.tried(db, host, time.Now(), err == nil)
+		}
+		if err == nil {
+			return n, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", host, err))
+		if _, lasting := lastingFailure(err); len(hosts) == 1 || fit == nil && lasting || ctx.Err() != nil {
+			return loggedIn{}, err
+		}
+	}
+	// Whatever they said, another attempt may find another state of affairs.
+	return loggedIn{}, &noHost{errs}
+}
+
+// noHost is the failure of all hosts of a database.
+type noHost struct{ errs []error }
+
+func (e *noHost) Error() string {
+	texts := make([]string, len(e.errs))
+	for i, err := range e.errs {
+		texts[i] = err.Error()
+	}
+	return "no host will do: " + strings.Join(texts, "; ")
+}
+
+// As finds a host that had the wrong role, for connect; not the errors of
+// servers, which would pass for the answer of the database.
+func (e *noHost) As(target any) bool {
+	u, ok := target.(**unfit)
+	if !ok {
+		return false
+	}
+	for _, err := range e.errs {
+		if errors.As(err, u) {
+			return true
+		}
+	}
+	return false
+}
+
+// connectHost tries the addresses of one host.
+func (p *Pooler) connectHost(ctx context.Context, db *Database, host string, target TargetSession, login pgwire.ServerLogin, limit time.Duration) (n loggedIn, err error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	places, err := p.places(ctx, db, host)
 	if err != nil {
-		return loggedIn{}, fmt.Errorf("connecting to server: %w", err)
+		return loggedIn{}, err
+	}
+	for _, at := range places {
+		if n, err = p.connectTo(ctx, at, target, login); err == nil {
+			return n, nil
+		}
+		if _, lasting := lastingFailure(err); lasting {
+			break
+		}
+	}
+	return loggedIn{}, err
+}
+
+// connectTo opens and logs in one server connection at a place.
+func (p *Pooler) connectTo(ctx context.Context, at place, target TargetSession, login pgwire.ServerLogin) (loggedIn, error) {
+	conn, secured, err := p.dialServer(ctx, at.network, at.addr, at.host)
+	if err != nil {
+		return loggedIn{}, err
 	}
 	session, err := pgwire.ConnectServer(ctx, conn, login)
 	if err != nil {
 		_ = conn.Close() // the login's error says it all
 		return loggedIn{}, err
 	}
+	if err := target.check(ctx, conn, session.Params); err != nil {
+		// It closes anyway, if it does not take five bytes.
+		_, _ = conn.Write(terminateMsg)
+		_ = conn.Close()
+		return loggedIn{}, err
+	}
 	n := loggedIn{
-		id: p.ids.Add(1), key: session.Key, params: session.Params,
-		network: network, addr: conn.RemoteAddr().String(), local: addrOf(conn.LocalAddr()),
+		id: p.ids.Add(1), key: session.Key, params: session.Params, tls: secured, host: at.host, byName: at.byName,
+		network: at.network, addr: conn.RemoteAddr().String(), local: addrOf(conn.LocalAddr()),
 	}
-	if network == "unix" {
-		n.addr = addr
+	if at.network == "unix" {
+		n.addr = at.addr
 	}
-	if n.fd, err = takeFD(conn); err != nil {
+	n.tlsInfo, _ = secured.describeTLS()
+	if n.fd, err = takeTLS(conn, secured); err != nil {
 		return loggedIn{}, err
 	}
 	return n, nil
@@ -97,9 +203,9 @@ func (p *Pooler) adoptServer(pl *pool, n loggedIn) {
 
 // cancelOn implements world: it sends a cancel request to a server.
 func (p *Pooler) cancelOn(sv *server) {
-	network, addr, key := sv.network, sv.addr, sv.key
+	network, addr, host, key := sv.network, sv.addr, sv.host, sv.key
 	p.wg.Go(func() {
-		if err := p.requestCancel(network, addr, key); err != nil {
+		if err := p.requestCancel(network, addr, host, key); err != nil {
 			p.log.Warn("failed to cancel on server", "server", key.PID, "error", err)
 		}
 		// At the end of the loop nobody waits for it any more.
@@ -107,15 +213,15 @@ func (p *Pooler) cancelOn(sv *server) {
 	})
 }
 
-func (p *Pooler) requestCancel(network, addr string, key pgwire.CancelKey) error {
+func (p *Pooler) requestCancel(network, addr, host string, key pgwire.CancelKey) error {
 	// What a client that left has asked for must not run on because we stop:
 	// then the request still has a second.
 	ctx, cancel := context.WithTimeout(context.Background(), p.conf().CancelWaitTimeout)
 	defer cancel()
 	defer context.AfterFunc(p.ctx, func() { time.AfterFunc(time.Second, cancel) })()
-	conn, err := p.conf().TCP.dial(ctx, network, addr)
+	conn, _, err := p.dialServer(ctx, network, addr, host)
 	if err != nil {
-		return fmt.Errorf("connecting to server: %w", err)
+		return err
 	}
 	defer conn.Close()
 	return pgwire.RequestCancel(ctx, conn, key)

@@ -25,6 +25,7 @@ func (m *machine) tick() {
 		}
 	}
 	m.tickTimeouts()
+	m.tickFastClose()
 	m.tickUnusedPools()
 	m.tickStarved()
 	m.settleLimits()

@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -18,13 +19,9 @@ var errAnswered = errors.New("request answered")
 // errConsole is no failure: the client is to have the console.
 var errConsole = errors.New("console session")
 
-// login conducts a client's startup and authentication. Without an error the
+// login conducts a client's authentication. Without an error the
 // connection has become the loop's.
-func (p *Pooler) login(conn net.Conn, n *newcomer, full bool) (refusal, error) {
-	s, err := pgwire.AcceptStartup(conn, 0)
-	if err != nil {
-		return refusedStartup, err
-	}
+func (p *Pooler) login(conn net.Conn, s *pgwire.Startup, n *newcomer, full bool) (refusal, error) {
 	if s.Kind == pgwire.KindCancel {
 		p.cancelClient(n.addr, s.Key)
 		return refusedStartup, errAnswered
@@ -34,10 +31,10 @@ func (p *Pooler) login(conn net.Conn, n *newcomer, full bool) (refusal, error) {
 		return refusedFull, errFull
 	}
 	n.protocol, n.login = s.Protocol, s.User
-	if err := p.parameters(n, &s); err != nil {
+	if err := p.parameters(n, s); err != nil {
 		return refusedParameter, err
 	}
-	id, err := p.conf().auth.AuthenticateClient(conn, &s)
+	id, err := p.conf().auth.AuthenticateClient(conn, s)
 	if err != nil {
 		return refusedAuth, err
 	}
@@ -55,7 +52,7 @@ func (p *Pooler) login(conn net.Conn, n *newcomer, full bool) (refusal, error) {
 		n.user, n.keys = u, nil
 	}
 	p.logLogin(n, s.Database)
-	if n.fd, err = takeFD(conn); err != nil {
+	if n.fd, err = takeTLS(conn, n.tls); err != nil {
 		return refusedStartup, err
 	}
 	if err := unix.SetsockoptInt(n.fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSentLimit); err != nil {
@@ -68,7 +65,7 @@ func (p *Pooler) login(conn net.Conn, n *newcomer, full bool) (refusal, error) {
 }
 
 func (p *Pooler) logLogin(n *newcomer, database string) {
-	attrs := []any{"client", n.addr, "database", database, "user", n.login, "tls", false}
+	attrs := []any{"client", n.addr, "database", database, "user", n.login, "tls", cmp.Or(n.tlsInfo, "no")}
 	if n.peer != n.addr {
 		attrs = append(attrs, "balancer", n.peer)
 	}

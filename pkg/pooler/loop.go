@@ -54,10 +54,16 @@ type loop struct {
 	perr   error
 	poll   func(uintptr) bool
 
-	out      sender
-	partings partings
-	again    []*conn // read to the brim: their next turn comes next round
-	spare    []*conn
+	out sender
+	one [1][]byte
+	// Buffers for connections under TLS: what was received, short pieces that
+	// make a record together, what they were encrypted to.
+	sealedIn  [tlsReceive]byte
+	plain     [recordSize]byte
+	sealedOut []byte
+	partings  partings
+	again     []*conn // read to the brim: their next turn comes next round
+	spare     []*conn
 
 	// onTick and onDrop are the Pooler's.
 	onTick func()
@@ -71,7 +77,8 @@ type loop struct {
 }
 
 func openLoop(log *slog.Logger) (_ *loop, err error) {
-	l := &loop{log: log, start: time.Now(), wakefd: -1, timerfd: -1, epfd: -1, partings: newPartings()}
+	l := &loop{log: log, start: time.Now(), wakefd: -1, timerfd: -1, epfd: -1, partings: newPartings(),
+		sealedOut: make([]byte, 0, sealBatch+maxRecord)}
 	defer func() {
 		if err != nil {
 			l.close()
@@ -261,7 +268,7 @@ func (l *loop) deliver() {
 }
 
 func (l *loop) event(c *conn, events uint32) {
-	if events&unix.EPOLLOUT != 0 && !c.writable {
+	if events&unix.EPOLLOUT != 0 && (c.tls == nil || l.writableTLS(c)) && !c.writable {
 		l.m.becameWritable(c)
 	}
 	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) == 0 {
@@ -285,7 +292,11 @@ func (l *loop) serveReady() {
 		if c.dropped || !m.turn(c) || !c.readable {
 			continue
 		}
-		if m.arena.window(readSize) == nil {
+		room := readSize
+		if c.tls != nil {
+			room = tlsWindow
+		}
+		if m.arena.window(room) == nil {
 			m.flush()
 			if c.dropped {
 				continue
@@ -299,50 +310,78 @@ func (l *loop) serveReady() {
 
 // read gives the machine what a socket has, up to a turn's share.
 func (l *loop) read(c *conn) {
-	m := l.m
-	b := m.arena.window(readSize)
+	if c.tls != nil {
+		l.readTLS(c)
+		return
+	}
+	b := l.m.arena.window(readSize)
 	n, errno := receive(c.fd, b)
 	switch {
 	case errno == unix.EAGAIN && !c.ended:
 		c.readable = false
-		if c.cl != nil {
-			m.clientDry(c.cl)
-		} else {
-			m.serverDry(c.sv)
-		}
+		l.dry(c)
 	case n == 0 || errno != 0:
-		c.readable = false
-		if c.cl != nil {
-			m.clientEnded(c.cl)
-		} else {
-			m.serverEnded(c.sv)
-		}
+		l.endOfStream(c)
 	default:
-		m.arena.commit(n)
 		// A short read means that there is no more, unless the end of the
 		// stream is to follow.
 		c.readable = n == len(b) || c.ended
-		if c.cl != nil {
-			m.clientReceived(c.cl, b[:n])
-		} else {
-			m.serverData(c.sv, b[:n])
-			if !c.readable && !c.dropped {
-				m.serverDry(c.sv)
-			}
+		l.received(c, b[:n])
+	}
+}
+
+// received gives the machine what is in the arena's window.
+func (l *loop) received(c *conn, b []byte) {
+	m := l.m
+	m.arena.commit(len(b))
+	if c.cl != nil {
+		m.clientReceived(c.cl, b)
+	} else {
+		m.serverData(c.sv, b)
+		if !c.readable && !c.dropped {
+			m.serverDry(c.sv)
 		}
-		if c.readable {
-			l.again = append(l.again, c)
-		}
+	}
+	if c.readable {
+		l.again = append(l.again, c)
+	}
+}
+
+// dry: there is nothing more to be read for now.
+func (l *loop) dry(c *conn) {
+	if c.cl != nil {
+		l.m.clientDry(c.cl)
+	} else {
+		l.m.serverDry(c.sv)
+	}
+}
+
+// endOfStream: there will be nothing more.
+func (l *loop) endOfStream(c *conn) {
+	c.readable = false
+	if c.cl != nil {
+		l.m.clientEnded(c.cl)
+	} else {
+		l.m.serverEnded(c.sv)
 	}
 }
 
 // write implements world.
-func (l *loop) write(c *conn, segs [][]byte) (int, error) { return l.out.send(c.fd, segs) }
+func (l *loop) write(c *conn, segs [][]byte) (int, error) {
+	if c.tls != nil {
+		return l.writeTLS(c, segs)
+	}
+	return l.out.send(c.fd, segs)
+}
 
 // end implements world.
 func (l *loop) end(c *conn, how ending) {
 	switch how {
 	case endSending:
+		if c.tls != nil {
+			l.endTLS(c)
+			return
+		}
 		// The peer may be gone already; the end is then read from the socket.
 		_ = unix.Shutdown(c.fd, unix.SHUT_WR)
 		return

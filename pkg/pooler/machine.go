@@ -3,6 +3,7 @@ package pooler
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -45,6 +46,8 @@ type limits struct {
 	serverIdle     time.Duration
 	cancelWait     time.Duration
 	suspendTimeout time.Duration
+	logStats       bool
+	loginNotice    []byte // a message; nil: none
 	statsPeriod    time.Duration
 	parting        time.Duration // for a client that took its leave to close
 	resetMsg       []byte        // the query that cleans a session for the next client; nil: none
@@ -56,6 +59,7 @@ type limits struct {
 	checkDelay     time.Duration // for servers that were not used for so long
 	poolIdle       time.Duration // after which an unused pool is forgotten; 0: never
 	autoIdle       time.Duration // one of a database that the entry * made; 0: never
+	fastClose      bool          // a server that is to be replaced goes though a session goes on there
 	roundRobin     bool          // servers are used in turn
 	noPQExec       bool          // simple queries are refused
 	maxPacket      int           // bytes of a client's message; 0: any number
@@ -97,6 +101,8 @@ func limitsOf(c *Config) limits {
 		serverIdle:     c.ServerIdleTimeout,
 		cancelWait:     c.CancelWaitTimeout,
 		suspendTimeout: c.SuspendTimeout,
+		logStats:       c.LogStats,
+		loginNotice:    noticeMsg(c.LoginNotice),
 		statsPeriod:    c.StatsPeriod,
 		parting:        cmp.Or(c.parting, partingTimeout),
 		resetMsg:       queryMsg(c.ServerResetQuery),
@@ -108,6 +114,7 @@ func limitsOf(c *Config) limits {
 		checkDelay:     c.ServerCheckDelay,
 		poolIdle:       c.PoolIdleTimeout,
 		autoIdle:       c.AutoDBIdleTimeout,
+		fastClose:      c.ServerFastClose,
 		roundRobin:     c.ServerRoundRobin,
 		noPQExec:       c.DisablePQExec,
 		maxPacket:      c.MaxPacketSize,
@@ -252,6 +259,10 @@ func (m *machine) find(slot, gen uint32) *conn {
 // newcomer is a client that has logged in.
 type newcomer struct {
 	fd       int
+	tls      *tlsSession
+	tlsInfo  string
+	certs    []*x509.Certificate // the client's, checked
+	binding  []byte              // to the TLS session, for SCRAM-SHA-256-PLUS
 	id       uint64
 	database *Database
 	from     *settings // that the database is from
@@ -279,7 +290,7 @@ func (m *machine) addClient(n newcomer) *client {
 		applied: applied{paramState: paramState{vars: n.vars, rest: newParams(n.extra)}}, varsSet: n.varsSet, connectedAt: m.now,
 		mode: p.mode, renames: m.maxPrepared(p) > 0, watched: m.limits.leakGuard != GuardOff && p.mode != PoolSession,
 	}
-	cl.cl = cl
+	cl.cl, cl.tls, cl.tlsInfo = cl, n.tls, n.tlsInfo
 	m.enter(&cl.conn, n.fd)
 	m.population++
 	cl.use = m.userUses.take(n.login)
@@ -338,6 +349,7 @@ func (m *machine) greet(cl *client) {
 		out = pgwire.AppendParameterStatus(out, p.Name, value)
 	}
 	out = pgwire.AppendBackendKeyData(out, cl.key)
+	out = append(out, m.limits.loginNotice...)
 	m.emit(&cl.conn, pgwire.AppendReadyForQuery(out, pgwire.TxIdle))
 	m.moveClient(cl, clientIdle)
 	m.wake(&cl.conn)

@@ -1,6 +1,9 @@
 package pooler
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // counters are the statistics of a pool that the console shows, in its order;
 // times are in microseconds.
@@ -18,6 +21,7 @@ const (
 	countClientParses
 	countServerParses
 	countBinds
+	countLogins
 	numCounters
 )
 
@@ -25,7 +29,7 @@ func (s *PoolStats) counters() counters {
 	us := func(d time.Duration) uint64 { return uint64(d.Microseconds()) }
 	return counters{
 		s.Assignments, s.Transactions, s.Queries, s.BytesReceived, s.BytesSent,
-		us(s.TransactionTime), us(s.QueryTime), us(s.WaitTime), s.ClientParses, s.ServerParses, s.Binds,
+		us(s.TransactionTime), us(s.QueryTime), us(s.WaitTime), s.ClientParses, s.ServerParses, s.Binds, s.Logins,
 	}
 }
 
@@ -74,7 +78,20 @@ func (m *machine) tickPeriod() {
 		return
 	}
 	m.period.olderAt, m.period.newerAt = m.period.newerAt, m.now
+	var last counters
 	for _, p := range m.pools {
 		p.period.older, p.period.newer = p.period.newer, p.stats.counters()
+		last = last.plus(p.period.newer.minus(p.period.older))
 	}
+	if m.limits.logStats {
+		m.log.Info(last.averages(m.period.newerAt - m.period.olderAt).line())
+	}
+}
+
+// line is PgBouncer's line of the log about averages.
+func (c counters) line() string {
+	return fmt.Sprintf("stats: %d xacts/s, %d queries/s, %d client parses/s, %d server parses/s, %d binds/s, %d client logins/s, "+
+		"in %d B/s, out %d B/s, xact %d us, query %d us, wait %d us",
+		c[countTransactions], c[countQueries], c[countClientParses], c[countServerParses], c[countBinds], c[countLogins],
+		c[countReceived], c[countSent], c[timeTransactions], c[timeQueries], c[timeWaits])
 }

@@ -21,6 +21,13 @@ import (
 // skips the test. Version is its number, 1.18 as 118.
 func realBouncer(t *testing.T) (port, version int) {
 	t.Helper()
+	return bouncerWith(t, "app = host=127.0.0.1 port=1", "x", "pool_mode = transaction")
+}
+
+// bouncerWith runs a PgBouncer with an entry of [databases], alice's password,
+// and lines of [pgbouncer].
+func bouncerWith(t *testing.T, database, password, lines string) (port, version int) {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("runs PgBouncer, which -short leaves out")
 	}
@@ -45,9 +52,9 @@ func realBouncer(t *testing.T) (port, version int) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	ini, users := filepath.Join(dir, "pgbouncer.ini"), filepath.Join(dir, "users.txt")
-	text := fmt.Sprintf("[databases]\napp = host=127.0.0.1 port=1\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\n"+
-		"unix_socket_dir =\nauth_type = trust\nauth_file = %s\nadmin_users = %s\nstats_users = eve\npool_mode = transaction\n", port, users, testUser)
-	for name, content := range map[string]string{ini: text, users: `"alice" "x"` + "\n" + `"eve" "x"` + "\n" + `"mallory" "y"` + "\n"} {
+	text := fmt.Sprintf("[databases]\n%s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\n"+
+		"unix_socket_dir =\nauth_type = trust\nauth_file = %s\nadmin_users = %s\nstats_users = eve\n%s\n", database, port, users, testUser, lines)
+	for name, content := range map[string]string{ini: text, users: `"alice" "` + password + `"` + "\n" + `"eve" "x"` + "\n" + `"mallory" "y"` + "\n"} {
 		if err := os.WriteFile(name, []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -87,13 +94,14 @@ func realBouncer(t *testing.T) (port, version int) {
 }
 
 // newerColumns are those that later versions than PgBouncer 1.18 added, up to
-// 1.24: where one of them stands here, an older console has nothing.
+// 1.25: where one of them stands here, an older console has nothing.
 var newerColumns = []string{
 	"replication", "prepared_statements", "id", // 1.23, 1.21, 1.24
 	"load_balance_hosts", "server_lifetime", "max_client_connections", "current_client_connections",
 	"total_server_assignment_count", "total_client_parse_count", "total_server_parse_count", "total_bind_count",
 	"avg_server_assignment_count", "avg_client_parse_count", "avg_server_parse_count", "avg_bind_count",
 	"server_assignment_count", "client_parse_count", "server_parse_count", "bind_count",
+	"total_client_login_count", "avg_client_login_count", "client_login_count", // 1.25
 	"pool_size", "reserve_pool_size", "max_user_connections", "current_connections", "max_user_client_connections",
 }
 
@@ -105,7 +113,7 @@ func TestLikePgBouncer(t *testing.T) {
 	theirs := dialConsole(t, &testPooler{host: "127.0.0.1", port: port, t: t}, testUser)
 	ours := dialConsole(t, p, testUser)
 	for _, what := range []string{"clients", "servers", "pools", "databases", "stats", "stats_totals", "stats_averages", "totals",
-		"lists", "users", "config", "mem", "sockets", "active_sockets", "version", "client_encoding", "TimeZone"} {
+		"lists", "users", "config", "mem", "sockets", "active_sockets", "version", "dns_hosts", "dns_zones", "fds", "client_encoding", "TimeZone"} {
 		var columns [2][]string
 		for i, c := range []consoleConn{theirs, ours} {
 			results := c.Exec(testContext(t), "SHOW "+what)

@@ -29,6 +29,7 @@ type pool struct {
 	unusedAt         time.Duration // when it was last seen with clients or servers
 	dbUse, userUse   *usage
 	blocked          bool          // by a limit that it shares with other pools
+	host             string        // of the last server, if there is one right host at a time
 	removed          bool          // its database is no more
 	yield            bool          // the next server that is free is closed in another pool's favour
 	paused           bool          // by the console: no server for anybody
@@ -131,11 +132,15 @@ func (p *pool) cachedFailure() *pgwire.Error {
 // loggedIn is a server that a dial made.
 type loggedIn struct {
 	fd            int
+	tls           *tlsSession
+	tlsInfo       string
 	id            uint64
 	key           pgwire.CancelKey
 	params        paramList
 	epoch         uint64 // of the pool when the login began
 	network, addr string // where it is
+	host          string // of the database's, as the configuration has it
+	byName        bool   // host is a name that stands for addresses
 	local         netip.AddrPort
 }
 
@@ -144,13 +149,14 @@ func (m *machine) addServer(p *pool, n loggedIn) *server {
 	p.dialing--
 	p.failure, p.failures, p.retryAt = nil, 0, 0
 	p.stats.ServerLogins++
+	m.movedTo(p, n.host)
 	p.params = n.params
 	sv := &server{
-		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, local: n.local,
+		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, host: n.host, byName: n.byName, local: n.local,
 		applied: applied{paramState: n.params.state()},
 		status:  pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now, usedAt: m.now, epoch: n.epoch,
 	}
-	sv.sv = sv
+	sv.sv, sv.tls, sv.tlsInfo = sv, n.tls, n.tlsInfo
 	sv.seal()
 	m.enter(&sv.conn, n.fd)
 	p.servers[serverNew]++
@@ -383,6 +389,6 @@ func lastingFailure(err error) (e *pgwire.Error, lasting bool) {
 		class := e.Code[:min(2, len(e.Code))]
 		return pgwire.NewError(pgwire.SeverityFatal, e.Code, e.Message), class != "57" && class != "53"
 	}
-	lasting = errors.Is(err, pgwire.ErrNoCredentials)
+	lasting = errors.Is(err, pgwire.ErrNoCredentials) || tlsRefused(err)
 	return pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeConnectionFailure, "server connection failed: "+err.Error()), lasting
 }

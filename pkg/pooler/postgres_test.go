@@ -37,6 +37,7 @@ var cluster struct {
 	port int
 	cmd  *exec.Cmd
 	cred *syscall.SysProcAttr
+	pki  *testPKI
 }
 
 func TestMain(m *testing.M) {
@@ -103,6 +104,11 @@ func startCluster() (err error) {
 		return err
 	}
 	data := filepath.Join(cluster.dir, "data")
+	certs, err := newPKI(cluster.dir)
+	if err != nil {
+		return err
+	}
+	cluster.pki = certs
 	initdb := exec.Command(filepath.Join(bin, "initdb"), "-D", data, "-U", testUser, "-A", "scram-sha-256",
 		"--pwfile", pw.Name(), "--no-sync", "-E", "UTF8", "--locale=C")
 	initdb.SysProcAttr, initdb.Dir = cluster.cred, cluster.dir
@@ -122,7 +128,8 @@ func startCluster() (err error) {
 	}
 	defer logFile.Close()
 	cluster.cmd = exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-p", strconv.Itoa(cluster.port),
-		"-h", "127.0.0.1", "-k", cluster.dir, "-c", "fsync=off", "-c", "max_connections=300", "-c", "shared_buffers=64MB")
+		"-h", "127.0.0.1", "-k", cluster.dir, "-c", "fsync=off", "-c", "max_connections=300", "-c", "shared_buffers=64MB",
+		"-c", "ssl=on", "-c", "ssl_cert_file="+certs.server.cert, "-c", "ssl_key_file="+certs.server.key, "-c", "ssl_ca_file="+certs.ca.cert)
 	cluster.cmd.SysProcAttr, cluster.cmd.Dir = cluster.cred, cluster.dir
 	cluster.cmd.Stdout, cluster.cmd.Stderr = logFile, logFile
 	if err := cluster.cmd.Start(); err != nil {
@@ -189,6 +196,10 @@ func startPoolerAt(t *testing.T, host string, port int, change func(*Config)) *t
 	c.Users = map[string]pgwire.Secret{testUser: pgwire.PlainSecret(testPassword)}
 	c.PoolSize = 5
 	c.ShutdownTimeout = 5 * time.Second
+	if overTLS {
+		c.ClientTLS = pki(t).clientTLS(TLSRequire)
+		c.ServerTLS = TLS{Mode: TLSRequire}
+	}
 	if change != nil {
 		change(&c)
 	}
@@ -243,7 +254,7 @@ func (w *testWriter) String() string {
 // connect opens a client connection. Pgx is told to use named statements.
 func (p *testPooler) connect() *pgx.Conn {
 	p.t.Helper()
-	conn, err := pgx.Connect(testContext(p.t), dsn(p.host, p.port, "postgres"))
+	conn, err := pgx.Connect(testContext(p.t), dsn(p.host, p.port, "postgres")+p.sslmode())
 	if err != nil {
 		p.t.Fatal(err)
 	}

@@ -36,7 +36,7 @@ func dialTCP(t *testing.T, p *testPooler) net.Conn {
 // dialRaw connects and logs in.
 func dialRaw(t *testing.T, p *testPooler) *rawClient {
 	t.Helper()
-	conn := dialTCP(t, p)
+	conn := p.secure(dialTCP(t, p))
 	s, err := pgwire.ConnectServer(t.Context(), conn, pgwire.ServerLogin{
 		User: testUser, Database: "postgres", Secret: pgwire.PlainSecret(testPassword),
 	})
@@ -82,7 +82,7 @@ func (c *rawClient) until(typ byte) string {
 // cancel sends a cancel request for the client.
 func (c *rawClient) cancel(p *testPooler) {
 	c.t.Helper()
-	conn := dialTCP(c.t, p)
+	conn := p.secure(dialTCP(c.t, p))
 	if err := pgwire.RequestCancel(c.t.Context(), conn, c.key); err != nil {
 		c.t.Fatal(err)
 	}

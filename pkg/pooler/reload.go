@@ -35,6 +35,11 @@ func (p *Pooler) reload(c Config) error {
 	p.inForce.Store(s)
 	p.loop.post(func() {
 		p.loop.m.reconfigure(s.limits, s.database)
+		if old.serverTLS.changed(s.serverTLS) {
+			for _, pl := range p.loop.m.pools {
+				p.loop.m.replaceServers(pl)
+			}
+		}
 		p.prefill()
 	})
 	return nil
@@ -135,8 +140,17 @@ func (m *machine) follow(p *pool, db *Database) {
 // they become free.
 func (m *machine) replaceServers(p *pool) {
 	p.epoch++
+	p.host = ""
 	p.failure, p.failures, p.retryAt = nil, 0, 0 // what failed may work now
 	m.closeIdle(p, reasonReconfigured)
+}
+
+// noticeMsg returns the message for a notice to clients, nil for none.
+func noticeMsg(text string) []byte {
+	if text == "" {
+		return nil
+	}
+	return pgwire.NewError("NOTICE", codeSuccess, text).AppendNotice(nil)
 }
 
 // closeIdle closes the servers that are free.

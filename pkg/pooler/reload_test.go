@@ -255,3 +255,14 @@ func TestSet(t *testing.T) {
 		t.Errorf("%d clients at the most after RELOAD", n)
 	}
 }
+
+// TestLoginNotice: login_notify_message comes with the welcome.
+func TestLoginNotice(t *testing.T) {
+	w := newFakeWorld(t, func(l *limits) { l.loginNotice = noticeMsg("be nice") })
+	_, p := w.newClient(database("d", 1))
+	w.settle()
+	got := p.take()
+	if !strings.HasSuffix(types(t, got), "SKNZ") || !strings.Contains(string(got), "be nice") {
+		t.Errorf("welcome %q", got)
+	}
+}

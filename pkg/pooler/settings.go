@@ -16,6 +16,9 @@ type settings struct {
 	limits limits
 	auth   *pgwire.Authenticator
 	ignore map[string]bool // startup parameters, in lower case
+
+	clientTLS *clientTLS // nil: none
+	serverTLS *serverTLS // nil: none
 }
 
 // newSettings works a configuration out. What is costly to make is taken from
@@ -27,6 +30,13 @@ func newSettings(c Config, old *settings) (*settings, error) {
 	s := &settings{Config: c, limits: limitsOf(&c), ignore: make(map[string]bool)}
 	for _, name := range c.IgnoreStartup {
 		s.ignore[strings.ToLower(name)] = true
+	}
+	var err error
+	if s.clientTLS, err = c.ClientTLS.forClients(); err != nil {
+		return nil, fmt.Errorf("preparing TLS to clients: %w", err)
+	}
+	if s.serverTLS, err = c.ServerTLS.forServers(); err != nil {
+		return nil, fmt.Errorf("preparing TLS to servers: %w", err)
 	}
 	// The keys that an authenticator has derived cost milliseconds each.
 	if old != nil && old.AuthMethod == c.AuthMethod && reflect.DeepEqual(old.Users, c.Users) && reflect.DeepEqual(old.AuthSeed, c.AuthSeed) {

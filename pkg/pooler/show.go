@@ -15,16 +15,21 @@ import (
 )
 
 // shows are the answers to SHOW. Names, order and types of their columns are
-// those of PgBouncer 1.24 (admin.c and stats.c): dashboards go by them. Where we
+// those of PgBouncer 1.25 (admin.c and stats.c): dashboards go by them. Where we
 // have nothing of a kind, such as paused databases, the value says so.
 var shows = map[string]func(*console) error{
 	"active_sockets": (*console).activeSockets,
 	"clients":        (*console).clients,
 	"config":         (*console).config,
 	"databases":      (*console).databases,
+	"dns_hosts":      (*console).dnsHosts,
+	"dns_zones":      (*console).dnsZones,
+	"fds":            (*console).fds,
 	"help":           (*console).help,
 	"lists":          (*console).lists,
 	"mem":            (*console).mem,
+	"peer_pools":     (*console).peerPools,
+	"peers":          (*console).peers,
 	"pools":          (*console).pools,
 	"servers":        (*console).servers,
 	"sockets":        (*console).sockets,
@@ -38,13 +43,13 @@ var shows = map[string]func(*console) error{
 }
 
 // columns describes a result: a letter for the type of each column (s text, i
-// int4, N numeric), as in PgBouncer's source, and the names.
+// int4, q int8, N numeric, b bytea), as in PgBouncer's source, and the names.
 func columns(types, names string) []pgwire.Column {
 	list := strings.Fields(names)
 	out := make([]pgwire.Column, len(list))
 	for i, name := range list {
 		out[i] = pgwire.Column{Name: name, Type: map[byte]uint32{
-			's': pgwire.TypeText, 'i': pgwire.TypeInt4, 'N': pgwire.TypeNumeric,
+			's': pgwire.TypeText, 'i': pgwire.TypeInt4, 'q': pgwire.TypeInt8, 'N': pgwire.TypeNumeric, 'b': pgwire.TypeBytea,
 		}[types[i]]}
 	}
 	return out
@@ -91,7 +96,7 @@ func (s *console) poolRow(r *poolRow, mode string) {
 		s.rows.Int(int64(n))
 	}
 	s.rows.Text(mode)
-	s.rows.Null() // a database has one host
+	s.textOrNull(loadBalance(r.db))
 	s.endRow()
 }
 
@@ -168,7 +173,7 @@ func (s *console) databaseRow(r *databaseRow, mode string) {
 	s.rows.Int(int64(max(r.db.ReservePoolSize, 0)))
 	s.rows.Int(int64(cmp.Or(r.db.ServerLifetime, s.p.conf().ServerLifetime) / time.Second))
 	s.textOrNull(mode)
-	s.rows.Null()
+	s.textOrNull(loadBalance(r.db))
 	for _, n := range []int{max(r.db.MaxConnections, 0), r.servers, max(r.db.MaxClientConnections, 0), r.clients, oneIf(r.mark.paused), oneIf(r.mark.disabled)} {
 		s.rows.Int(int64(n))
 	}
@@ -181,6 +186,15 @@ func numberOrNone(n int) string {
 		return ""
 	}
 	return strconv.Itoa(max(n, 0))
+}
+
+// loadBalance is what the console says about the choice of hosts: nothing for
+// one host.
+func loadBalance(d *Database) string {
+	if d == nil || len(d.hosts()) == 1 {
+		return ""
+	}
+	return d.LoadBalance.String()
 }
 
 func (s *console) textOrNull(text string) {
@@ -214,7 +228,7 @@ func (s *console) lists() error {
 	}{
 		{"databases", len(s.p.databaseRows(pools)) + 1},
 		{"users", len(s.p.conf().Users)},
-		{"peers", 0},
+		{"peers", len(s.p.conf().Peers)},
 		{"pools", len(pools) + 1},
 		{"peer_pools", 0},
 		{"free_clients", 0}, // no memory is kept for clients that are gone
@@ -222,7 +236,7 @@ func (s *console) lists() error {
 		{"login_clients", max(connected-population, 0)}, // counted at two moments
 		{"free_servers", 0},
 		{"used_servers", servers},
-		{"dns_names", 0}, // names are not cached
+		{"dns_names", len(s.p.addresses.list())},
 		{"dns_zones", 0},
 		{"dns_queries", 0},
 		{"dns_pending", 0},

@@ -1,6 +1,7 @@
 package pooler
 
 import (
+	"log/slog"
 	"net"
 	"strconv"
 	"strings"
@@ -134,5 +135,24 @@ func TestConsoleListsAll(t *testing.T) {
 			t.Errorf("id %s twice", row["id"])
 		}
 		ids[row["id"]] = true
+	}
+}
+
+// TestStatsLine: the line of the log has PgBouncer's words.
+func TestStatsLine(t *testing.T) {
+	var b strings.Builder
+	w := newFakeWorld(t, func(l *limits) { l.logStats, l.statsPeriod = true, 10*time.Second })
+	w.m.log = slog.New(slog.NewTextHandler(&b, nil))
+	w.m.now = 10 * time.Second
+	w.m.tick()
+	p := w.m.poolFor(database("d", 1), "u")
+	p.stats.Transactions, p.stats.Queries, p.stats.Logins, p.stats.BytesReceived = 20, 40, 10, 1000
+	p.stats.TransactionTime = 20 * time.Millisecond
+	w.m.now += 10 * time.Second
+	w.m.tick()
+	const want = "stats: 2 xacts/s, 4 queries/s, 0 client parses/s, 0 server parses/s, 0 binds/s, 1 client logins/s, " +
+		"in 100 B/s, out 0 B/s, xact 1000 us, query 0 us, wait 0 us"
+	if !strings.Contains(b.String(), want) {
+		t.Errorf("logged %s, want %s", b.String(), want)
 	}
 }

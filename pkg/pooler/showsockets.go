@@ -85,6 +85,7 @@ func (s *console) describe() socket {
 	k := socket{
 		user: s.who.login, database: consoleDatabase, state: "active", addr: s.who.addr, local: s.who.local,
 		connected: s.connectedAt.Sub(s.p.loop.start), id: s.who.id, ptr: 1<<63 | s.who.id, application: s.who.vars[varApplicationName],
+		tls: s.who.tlsInfo,
 	}
 	if !s.requestedAt.IsZero() {
 		k.requested = s.requestedAt.Sub(s.p.loop.start)
@@ -126,7 +127,7 @@ func (s *console) socketRow(k *socket, state string, long bool) {
 	r.Text(hex(k.ptr))
 	r.Text(hex(k.link))
 	r.Int(int64(k.pid))
-	r.Text("") // no TLS
+	r.Text(k.tls)
 	r.Text(k.application)
 	r.Int(int64(k.prepared))
 	r.Uint(k.id)

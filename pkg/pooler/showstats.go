@@ -5,22 +5,23 @@ import (
 )
 
 var (
-	statsColumns = columns("sNNNNNNNNNNNNNNNNNNNNNN", `database total_server_assignment_count total_xact_count
+	statsColumns = columns("sNNNNNNNNNNNNNNNNNNNNNNNN", `database total_server_assignment_count total_xact_count
 		total_query_count total_received total_sent total_xact_time total_query_time total_wait_time
-		total_client_parse_count total_server_parse_count total_bind_count
+		total_client_parse_count total_server_parse_count total_bind_count total_client_login_count
 		avg_server_assignment_count avg_xact_count avg_query_count avg_recv avg_sent avg_xact_time avg_query_time
-		avg_wait_time avg_client_parse_count avg_server_parse_count avg_bind_count`)
-	statsTotalsColumns = columns("sNNNNNNNNNNN", `database server_assignment_count xact_count query_count
-		bytes_received bytes_sent xact_time query_time wait_time client_parse_count server_parse_count bind_count`)
-	// PgBouncer's own names: the last three differ from the others.
-	statsAveragesColumns = columns("sNNNNNNNNNNN", `database server_assignment_count xact_count query_count
+		avg_wait_time avg_client_parse_count avg_server_parse_count avg_bind_count avg_client_login_count`)
+	statsTotalsColumns = columns("sNNNNNNNNNNNN", `database server_assignment_count xact_count query_count
+		bytes_received bytes_sent xact_time query_time wait_time client_parse_count server_parse_count bind_count
+		client_login_count`)
+	// PgBouncer's own names: the last ones differ from the others.
+	statsAveragesColumns = columns("sNNNNNNNNNNNN", `database server_assignment_count xact_count query_count
 		bytes_received bytes_sent xact_time query_time wait_time avg_client_parse_count avg_server_parse_count
-		avg_bind_count`)
+		avg_bind_count avg_client_login_count`)
 	totalsColumns = columns("sN", "name value")
 	// totalsNames are those of PgBouncer's variables.
 	totalsNames = [numCounters]string{
 		"server_assignment_count", "xact_count", "query_count", "client_bytes", "server_bytes", "xact_time",
-		"query_time", "wait_time", "ps_client_parse_count", "ps_server_parse_count", "ps_bind_count",
+		"query_time", "wait_time", "ps_client_parse_count", "ps_server_parse_count", "ps_bind_count", "client_login_count",
 	}
 )
 

@@ -21,9 +21,12 @@ type socket struct {
 	closeNeeded          bool          // a server that will not be used again
 
 	id        uint64
+	fd        int
+	linkFD    int    // of the connection that it is linked to; 0: none
 	ptr, link uint64 // names of the connection and of the one that it is linked to; 0: none
 	pid       uint32 // of the server process
 
+	tls         string // version and cipher; empty for plain text
 	application string
 	prepared    int // statements
 
@@ -87,7 +90,7 @@ func (m *machine) describe(c *conn) *socket {
 
 func (c *conn) socket() socket {
 	return socket{
-		ptr: c.ptr(), pktRemain: c.in.left, sendRemain: len(c.spill), pktAvail: len(c.in.gather),
+		fd: c.fd, ptr: c.ptr(), tls: c.tlsInfo, pktRemain: c.in.left, sendRemain: len(c.spill), pktAvail: len(c.in.gather),
 	}
 }
 
@@ -125,7 +128,7 @@ func (m *machine) describeClient(cl *client) *socket {
 	s.id, s.application, s.prepared = cl.id, cl.vars[varApplicationName], len(cl.names)
 	s.pktAvail += len(cl.held)
 	if cl.server != nil {
-		s.link = cl.server.ptr()
+		s.link, s.linkFD = cl.server.ptr(), cl.server.fd
 	}
 	return &s
 }
@@ -145,10 +148,10 @@ func (m *machine) describeServer(sv *server) *socket {
 		s.addr = netip.AddrPortFrom(s.addr.Addr().Unmap(), s.addr.Port())
 	}
 	s.connected, s.requested = sv.openedAt, sv.busyAt
-	s.closeNeeded = sv.tainted
+	s.closeNeeded = sv.tainted || sv.epoch != sv.pool.epoch
 	s.id, s.application, s.prepared = sv.id, sv.vars[varApplicationName], len(sv.prepared.byStmt)
 	if sv.client != nil {
-		s.link = sv.client.ptr()
+		s.link, s.linkFD = sv.client.ptr(), sv.client.fd
 	}
 	return &s
 }

@@ -274,6 +274,9 @@ func (m *machine) serverParameter(sv *server, body []byte) bool {
 		m.serverBroken(sv, "malformed parameter status")
 		return false
 	}
+	if sv.pool.db.Target != TargetAny {
+		m.roleChanged(sv, name, value)
+	}
 	if varIndex(name) < 0 && sv.state != serverActive && sv.state != serverSettling && !sv.rest.has(string(name)) {
 		// Nobody's doing: the configuration was changed.
 		sv.facts = sv.facts.with(string(name), string(value))

@@ -102,6 +102,8 @@ type server struct {
 	id            uint64 // for the console
 	key           pgwire.CancelKey
 	network, addr string // where it is, for cancel requests
+	host          string // as the configuration has it
+	byName        bool   // host is a name that stands for addresses
 	local         netip.AddrPort
 	applied
 

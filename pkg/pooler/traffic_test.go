@@ -207,7 +207,7 @@ func TestManyClients(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range conns {
 		wg.Go(func() {
-			conn, err := pgx.Connect(ctx, dsn(p.host, p.port, "postgres"))
+			conn, err := pgx.Connect(ctx, dsn(p.host, p.port, "postgres")+p.sslmode())
 			if err != nil {
 				t.Errorf("client %d: %v", i, err)
 				return

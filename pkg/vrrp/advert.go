@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -66,6 +67,16 @@ func (f ChecksumForm) String() string {
 
 // MarshalText implements encoding.TextMarshaler.
 func (f ChecksumForm) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (f *ChecksumForm) UnmarshalText(text []byte) error {
+	i := slices.Index(checksumNames[:], string(text))
+	if i < 0 {
+		return fmt.Errorf("unknown form of checksum %q", text)
+	}
+	*f = ChecksumForm(i)
+	return nil
+}
 
 // Advertisement is the only message of VRRP (RFC 9568 section 5.2). [Parse] and
 // Append are of version 3, [Parse2] and Append2 of version 2.

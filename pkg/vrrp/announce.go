@@ -17,16 +17,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// closableHerald is a herald that holds a socket.
+// closableHerald is a herald that holds sockets, and hears by them who else
+// speaks as one of the addresses.
 type closableHerald interface {
 	herald
+	conflicts(ctx context.Context, own func() (net.HardwareAddr, error), tell func(what string)) error
 	close() error
 }
 
 // openHerald opens what announces the addresses of the router's family.
 func openHerald(c Config) (closableHerald, error) {
 	if c.ipv6() {
-		return openAdvertiser(c.Interface, c.Source)
+		return openAdvertiser(c.Interface, c.Source, c.Addresses)
 	}
 	return openAnnouncer(c.Interface, c.Addresses)
 }

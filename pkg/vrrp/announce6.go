@@ -17,13 +17,15 @@ var allNodes = netip.AddrFrom16([16]byte{0: 0xff, 1: 0x02, 15: 0x01})
 // socket is not ndp's, which looks the interface up by name whenever it sends:
 // in whatever network namespace the thread then is.
 type advertiser struct {
-	fd int
-	to unix.SockaddrInet6
+	fd        int
+	to        unix.SockaddrInet6
+	addresses []netip.Prefix
+	ear       *eavesdropper // for others who speak as one of them
 }
 
 // openAdvertiser opens the socket, which sends from the router's own source:
 // the virtual address is not there yet.
-func openAdvertiser(device string, source netip.Addr) (*advertiser, error) {
+func openAdvertiser(device string, source netip.Addr, addresses []netip.Prefix) (*advertiser, error) {
 	ifi, err := ethernetInterface(device)
 	if err != nil {
 		return nil, err
@@ -32,9 +34,13 @@ func openAdvertiser(device string, source netip.Addr) (*advertiser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening an ICMPv6 socket (it needs CAP_NET_RAW): %w", err)
 	}
-	a := &advertiser{fd: fd, to: unix.SockaddrInet6{Addr: allNodes.As16(), ZoneId: uint32(ifi.Index)}}
-	if err := a.configure(ifi, source); err != nil {
-		return nil, errors.Join(err, a.close())
+	a := &advertiser{fd: fd, to: unix.SockaddrInet6{Addr: allNodes.As16(), ZoneId: uint32(ifi.Index)}, addresses: addresses}
+	err = a.configure(ifi, source)
+	if err == nil {
+		a.ear, err = openEavesdropper(device)
+	}
+	if err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
 	}
 	return a, nil
 }
@@ -68,7 +74,7 @@ func (a *advertiser) configure(ifi *net.Interface, source netip.Addr) error {
 	return nil
 }
 
-func (a *advertiser) close() error { return unix.Close(a.fd) }
+func (a *advertiser) close() error { return errors.Join(unix.Close(a.fd), a.ear.close()) }
 
 func (a *advertiser) name() string { return "unsolicited neighbor advertisement" }
 

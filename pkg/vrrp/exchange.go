@@ -41,7 +41,7 @@ func (r *Router) advertise(what action) []event {
 	}
 	r.mu.Unlock()
 	if len(errs) > 0 {
-		if n, ok := r.muteSend.allow(began); ok {
+		if n, ok := r.muteSend.Allow(began); ok {
 			r.log.Warn("failed to send an advertisement", "error", errors.Join(errs...), "suppressed", n)
 		}
 	}
@@ -151,20 +151,20 @@ func (r *Router) accept(a Advertisement, from netip.Addr, form ChecksumForm) {
 	r.seen = now
 	r.mu.Unlock()
 	if fixed := r.config.checksum(); fixed != ChecksumAuto && form != fixed && r.config.Version != version2 {
-		if n, ok := r.muteChecksum.allow(now); ok {
+		if n, ok := r.muteChecksum.Allow(now); ok {
 			r.log.Warn("a peer uses another form of checksum than ours, which it may refuse", "peer", from,
 				"form", form, "ours", fixed, "suppressed", n)
 		}
 	}
 	if !sameInterval {
 		// Version 3 backups follow the active router's interval, so it works.
-		if n, ok := r.muteInterval.allow(now); ok {
+		if n, ok := r.muteInterval.Allow(now); ok {
 			r.log.Warn("a peer advertises another interval than ours", "peer", from,
 				"interval", a.Interval, "ours", r.config.AdvertInterval, "suppressed", n)
 		}
 	}
 	if !sameAddresses {
-		if n, ok := r.muteAddress.allow(now); ok {
+		if n, ok := r.muteAddress.Allow(now); ok {
 			r.log.Warn("a peer advertises other addresses than ours", "peer", from,
 				"addresses", a.Addresses, "ours", r.config.Addresses, "suppressed", n)
 		}
@@ -180,7 +180,7 @@ func (r *Router) refuse(reason Refusal, d datagram, count int) {
 	if reason == RefusedVRID {
 		level = slog.LevelDebug // a neighbour's virtual router is no trouble
 	}
-	if n, ok := r.mute[reason].allow(r.now()); ok {
+	if n, ok := r.mute[reason].Allow(r.now()); ok {
 		args := []any{"reason", reason.String(), "source", d.src, "destination", d.dst, "ttl", d.ttl, "suppressed", n}
 		if reason == RefusedHMACReplayed {
 			args = append(args, "ahead_of_our_clock", r.filter.hmac.skew.Round(time.Millisecond))

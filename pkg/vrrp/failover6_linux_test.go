@@ -131,7 +131,7 @@ func TestNetnsYoungEntryIPv6(t *testing.T) {
 	var a *advertiser
 	within(t, h2.ns, func() {
 		var err error
-		a, err = openAdvertiser("eth0", local2)
+		a, err = openAdvertiser("eth0", local2, nil)
 		must(t, "opening an advertiser", err)
 	})
 	defer a.close()

@@ -55,10 +55,7 @@ func open(c Config) (_ *Router, err error) {
 	}
 	closers = append(closers, socket.close)
 	r := newRouter(c, socket, k, herald, bootClock)
-	r.watch, r.closers = k.watch, closers
-	if a, ok := herald.(*announcer); ok {
-		r.sniff = a.conflicts
-	}
+	r.watch, r.sniff, r.closers = k.watch, herald.conflicts, closers
 	return r, nil
 }
 

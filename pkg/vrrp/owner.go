@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/pgsteer/pgsteer/internal/mute"
 )
 
 // auditInterval is how often the owner looks whether its addresses are still
@@ -62,7 +64,7 @@ type owner struct {
 	schedule schedule
 	audit    time.Duration // when to look again
 	renewal  time.Duration // when to make the addresses stay longer
-	mute     limiter
+	mute     mute.Limiter
 }
 
 // own orders the addresses to be taken and announced.
@@ -239,7 +241,7 @@ func (o *owner) announce() {
 }
 
 func (o *owner) warn(what string, err error) {
-	if n, ok := o.mute.allow(o.now()); ok {
+	if n, ok := o.mute.Allow(o.now()); ok {
 		o.log.Warn(what, "error", err, "suppressed", n)
 	}
 }

@@ -74,7 +74,7 @@ func (r *Router) contention(a action) {
 	if a.wins {
 		winner = "this node"
 	}
-	if n, ok := r.muteContend.allow(r.now()); ok {
+	if n, ok := r.muteContend.Allow(r.now()); ok {
 		args := []any{"reason", a.reason, "winner", winner, "suppressed", n}
 		if a.rival != (netip.Addr{}) {
 			args = append(args, slog.Any("other", a.rival))
@@ -88,7 +88,7 @@ func (r *Router) barred(a action) {
 	r.mu.Lock()
 	r.state.Barred++
 	r.mu.Unlock()
-	if n, ok := r.muteBarred.allow(r.now()); ok {
+	if n, ok := r.muteBarred.Allow(r.now()); ok {
 		r.log.Warn("not becoming active", "reason", a.reason, "suppressed", n)
 	}
 }

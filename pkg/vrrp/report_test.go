@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/pgsteer/pgsteer/internal/mute"
 )
 
 // TestRouterContentions holds who wins, that it is said loudly but not often,
@@ -48,7 +50,7 @@ func TestRouterContentions(t *testing.T) {
 		if n := strings.Count(a.log.String(), "two nodes are active"); n != 1 || !strings.Contains(a.log.String(), `winner="this node"`) {
 			t.Errorf("%d lines of log:\n%s", n, a.log)
 		}
-		elapse(logInterval)
+		elapse(mute.Interval)
 		inject(200)
 		if s := a.router.Snapshot(); s.Contentions != 52 || s.State != Backup || !strings.Contains(a.log.String(), "winner=192.168.1.11") {
 			t.Errorf("against a better one: %+v\n%s", s, a.log)

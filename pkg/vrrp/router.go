@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/pgsteer/pgsteer/internal/mute"
 )
 
 // transport carries VRRP messages; conn is the one for the network.
@@ -38,13 +40,13 @@ type Router struct {
 	sniff     func(context.Context, func() (net.HardwareAddr, error), func(string)) error
 	conflicts chan string // capacity 1
 
-	mute         [numRefusals]limiter // Run's goroutine only, as the next eight
-	muteSend     limiter
-	muteInterval limiter
-	muteAddress  limiter
-	muteChecksum limiter
-	muteContend  limiter
-	muteBarred   limiter
+	mute         [numRefusals]mute.Limiter // Run's goroutine only, as the next eight
+	muteSend     mute.Limiter
+	muteInterval mute.Limiter
+	muteAddress  mute.Limiter
+	muteChecksum mute.Limiter
+	muteContend  mute.Limiter
+	muteBarred   mute.Limiter
 	move         chan error // who waits for what comes of a planned move; nil: nobody
 	takeover     bool       // move is a Takeover
 

@@ -59,21 +59,3 @@ func TestScheduleBoundsContention(t *testing.T) {
 		t.Errorf("a second of contention made %d announcements, want 20", count)
 	}
 }
-
-func TestLimiter(t *testing.T) {
-	var l limiter
-	if n, ok := l.allow(0); !ok || n != 0 {
-		t.Errorf("first: %d, %v", n, ok)
-	}
-	for i := range 5 {
-		if _, ok := l.allow(time.Duration(i) * time.Second); ok {
-			t.Errorf("allowed again after %d s", i)
-		}
-	}
-	if n, ok := l.allow(logInterval); !ok || n != 5 {
-		t.Errorf("after the interval: %d suppressed, %v; want 5, true", n, ok)
-	}
-	if n, ok := l.allow(2 * logInterval); !ok || n != 0 {
-		t.Errorf("after another interval: %d suppressed, %v; want 0, true", n, ok)
-	}
-}

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/pgsteer/pgsteer/internal/mute"
 )
 
 // play runs a machine through steps.
@@ -246,7 +248,7 @@ func TestRouterEvidence(t *testing.T) {
 		if a.owns() == b.owns() {
 			t.Error("not one node is active after the sign from outside returned")
 		}
-		elapse(logInterval) // what is barred is logged so often
+		elapse(mute.Interval) // what is barred is logged so often
 		peerActive.Store(true)
 		active, backup := a, b
 		if b.owns() {

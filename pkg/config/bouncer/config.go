@@ -42,6 +42,8 @@ type Config struct {
 	// TrustedBalancers are whose word about a connection's client is taken.
 	TrustedBalancers []netip.Prefix
 
+	ClientTLS, ServerTLS TLS
+
 	AuthType AuthType
 	AuthFile string
 	Users    []User // what AuthFile holds, in its order
@@ -81,6 +83,9 @@ type Config struct {
 	PoolIdleTimeout        time.Duration
 	AutoDBIdleTimeout      time.Duration
 
+	DNSMaxTTL, DNSNotFoundTTL time.Duration
+	ServerFastClose           bool
+
 	TCPDeferAccept  bool
 	TCPKeepAlive    bool
 	TCPKeepCount    int // this and the following: 0 is for the default
@@ -111,6 +116,19 @@ type Config struct {
 	LogDisconnections bool
 	LogPoolerErrors   bool
 
+	LogStats           bool
+	LogFile            string // "": standard error alone
+	Syslog             bool
+	SyslogFacility     string
+	SyslogIdent        string
+	Verbose            int
+	PIDFile            string // "" is none
+	RunUser            string // whom to become; "": nobody else
+	LoginNotifyMessage string // "" is none
+
+	PeerID int    // ours among Peers; 0 is none
+	Peers  []Peer // in the order of the file
+
 	Databases []Database // in the order of the file; at least one, or a Fallback
 	Fallback  *Database  // the entry "*": for every name not in Databases
 
@@ -125,20 +143,34 @@ type Setting struct{ Key, Value, Default string }
 // Database is an entry of [databases]: a name that clients ask for and the
 // server behind it.
 type Database struct {
-	Name     string // as clients call it; "*" for the fallback
-	Host     string // name, IP address, or directory of a unix socket, which begins with /
+	Name string // as clients call it; "*" for the fallback
+	// Host is a name, IP address, or directory of a unix socket, which begins
+	// with /, or several of them separated by commas.
+	Host     string
 	Port     int
 	DBName   string // as the server calls it; empty for what the client said
 	User     string // who logs in to the server; empty for the client's user
 	Password string // of User; only with User
 	PoolSize int    // the database's own or DefaultPoolSize
 	PoolMode string // "" for the Config's
+	// LoadBalanceHosts is round-robin, disable, or "" for the first;
+	// TargetSessionAttrs one of libpq's words, or "" for any.
+	LoadBalanceHosts, TargetSessionAttrs string
 	// MinPoolSize and ReservePoolSize are 0 for the Config's, -1 for none.
 	MinPoolSize, ReservePoolSize int
 	// Limits; 0 is for the Config's.
 	MaxConnections, MaxClientConnections int
 	ServerLifetime                       time.Duration // 0 is for the Config's
 	QueryWaitTimeout                     time.Duration // 0 is for the Config's, -1 for none
+}
+
+// Peer is an entry of [peers]: another pooler that a cancel request may be meant
+// for.
+type Peer struct {
+	ID       int // its peer_id
+	Host     string
+	Port     int
+	PoolSize int // 0 for DefaultPoolSize
 }
 
 // UserSetting is an entry of [users]: what is special about a user.
@@ -190,12 +222,16 @@ func defaults() Config {
 		ListenPort:            6432,
 		ListenBacklog:         128,
 		AuthType:              AuthMD5,
+		ClientTLS:             defaultTLS("disable"),
+		ServerTLS:             defaultTLS("prefer"),
 		PoolMode:              "session",
 		ReservePoolTimeout:    5 * time.Second,
 		ServerCheckQuery:      "<empty>",
 		ServerCheckDelay:      30 * time.Second,
 		MaxPacketSize:         maxInt32,
 		QueryWaitNotify:       5 * time.Second,
+		DNSMaxTTL:             15 * time.Second,
+		DNSNotFoundTTL:        15 * time.Second,
 		AutoDBIdleTimeout:     time.Hour,
 		TCPKeepAlive:          true,
 		ServerResetQuery:      "DISCARD ALL",
@@ -212,6 +248,9 @@ func defaults() Config {
 		SuspendTimeout:        10 * time.Second,
 		StatsPeriod:           time.Minute,
 		LeakGuard:             "clean",
+		LogStats:              true,
+		SyslogFacility:        "daemon",
+		SyslogIdent:           "pgbouncer",
 		LogConnections:        true,
 		LogDisconnections:     true,
 		LogPoolerErrors:       true,

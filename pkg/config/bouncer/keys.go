@@ -52,6 +52,25 @@ var settings = map[string]rule[file]{
 		}
 		return nil
 	}),
+	"log_stats":            setBool(func(f *file) *bool { return &f.LogStats }),
+	"logfile":              setText(func(f *file) *string { return &f.LogFile }),
+	"login_notify_message": setText(func(f *file) *string { return &f.LoginNotifyMessage }),
+	"peer_id":              setInt(0, maxPeerID, func(f *file) *int { return &f.PeerID }),
+	"pidfile":              setText(func(f *file) *string { return &f.PIDFile }),
+	"syslog":               setBool(func(f *file) *bool { return &f.Syslog }),
+	"syslog_facility": setWord(func(f *file) *string { return &f.SyslogFacility }, "auth", "authpriv", "daemon",
+		"local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7", "user"),
+	"syslog_ident": setString(func(f *file) *string { return &f.SyslogIdent }),
+	"user":         setText(func(f *file) *string { return &f.RunUser }),
+	"verbose":      setInt(0, maxVerbose, func(f *file) *int { return &f.Verbose }),
+
+	"conffile":     moot[file](mootConffile),
+	"job_name":     moot[file](mootJobName),
+	"pkt_buf":      moot[file](mootBuffers),
+	"resolv_conf":  moot[file](mootResolver),
+	"sbuf_loopcnt": moot[file](mootBuffers),
+	"service_name": moot[file](mootService),
+
 	"trusted_balancers": supported(func(f *file, value string) (err error) {
 		f.TrustedBalancers, err = parseNetworks(value)
 		return err
@@ -65,6 +84,9 @@ var settings = map[string]rule[file]{
 	"reserve_pool_timeout":        setTime(func(f *file) *time.Duration { return &f.ReservePoolTimeout }),
 	"autodb_idle_timeout":         setTime(func(f *file) *time.Duration { return &f.AutoDBIdleTimeout }),
 	"client_idle_timeout":         setTime(func(f *file) *time.Duration { return &f.ClientIdleTimeout }),
+	"dns_max_ttl":                 setTime(func(f *file) *time.Duration { return &f.DNSMaxTTL }),
+	"dns_nxdomain_ttl":            setTime(func(f *file) *time.Duration { return &f.DNSNotFoundTTL }),
+	"server_fast_close":           setBool(func(f *file) *bool { return &f.ServerFastClose }),
 	"disable_pqexec":              setBool(func(f *file) *bool { return &f.DisablePQExec }),
 	"idle_transaction_timeout":    setTime(func(f *file) *time.Duration { return &f.IdleTransactionTimeout }),
 	"max_packet_size":             setInt(minPacket, maxInt32, func(f *file) *int { return &f.MaxPacketSize }),
@@ -86,54 +108,42 @@ var settings = map[string]rule[file]{
 	"server_reset_query":          setText(func(f *file) *string { return &f.ServerResetQuery }),
 	"server_reset_query_always":   setBool(func(f *file) *bool { return &f.ServerResetQueryAlways }),
 
+	"client_tls_sslmode":   tlsMode(client),
+	"client_tls_key_file":  tlsFile(client, func(t *TLS) *string { return &t.KeyFile }),
+	"client_tls_cert_file": tlsFile(client, func(t *TLS) *string { return &t.CertFile }),
+	"client_tls_ca_file":   tlsFile(client, func(t *TLS) *string { return &t.CAFile }),
+	"client_tls_protocols": tlsProtocols(client),
+	"client_tls_ciphers":   tlsCiphers(client),
+	"client_tls13_ciphers": tlsCiphers13(),
+	"server_tls_sslmode":   tlsMode(server),
+	"server_tls_key_file":  tlsFile(server, func(t *TLS) *string { return &t.KeyFile }),
+	"server_tls_cert_file": tlsFile(server, func(t *TLS) *string { return &t.CertFile }),
+	"server_tls_ca_file":   tlsFile(server, func(t *TLS) *string { return &t.CAFile }),
+	"server_tls_protocols": tlsProtocols(server),
+	"server_tls_ciphers":   tlsCiphers(server),
+	"server_tls13_ciphers": tlsCiphers13(),
+	"client_tls_ecdhcurve": tlsCurve(client),
+	"client_tls_dheparams": supported(func(_ *file, value string) error {
+		if !slices.Contains([]string{"", "none", "auto", "legacy"}, strings.ToLower(value)) {
+			return fmt.Errorf("%q is not one of none, auto and legacy", value)
+		}
+		return nil
+	}),
+
 	"auth_dbname":           only[file](""),
 	"auth_hba_file":         only[file](""),
 	"auth_ident_file":       only[file](""),
 	"auth_ldap_options":     only[file](""),
 	"auth_query":            only[file](""),
 	"auth_user":             only[file](""),
-	"client_tls13_ciphers":  only[file](""),
-	"client_tls_ca_file":    only[file](""),
-	"client_tls_cert_file":  only[file](""),
-	"client_tls_ciphers":    only[file]("default"),
-	"client_tls_dheparams":  only[file]("auto"),
-	"client_tls_ecdhcurve":  only[file]("auto"),
-	"client_tls_key_file":   only[file](""),
-	"client_tls_protocols":  only[file]("secure"),
-	"client_tls_sslmode":    only[file]("disable"),
-	"conffile":              {},
-	"dns_max_ttl":           {},
-	"dns_nxdomain_ttl":      {},
 	"dns_zone_check_period": off[file](),
-	"job_name":              {},
-	"log_stats":             off[file](),
-	"logfile":               only[file](""),
-	"login_notify_message":  only[file](""),
-	"peer_id":               off[file](),
-	"pidfile":               only[file](""),
-	"pkt_buf":               {},
-	"resolv_conf":           only[file](""),
-	"sbuf_loopcnt":          {},
 	"scram_iterations":      only[file]("4096"),
-	"server_fast_close":     off[file](),
-	"server_tls13_ciphers":  only[file](""),
-	"server_tls_ca_file":    only[file](""),
-	"server_tls_cert_file":  only[file](""),
-	"server_tls_ciphers":    only[file]("default"),
-	"server_tls_key_file":   only[file](""),
-	"server_tls_protocols":  only[file]("secure"),
-	"server_tls_sslmode":    only[file]("disable"),
-	"service_name":          {},
-	"syslog":                off[file](),
-	"syslog_facility":       moot[file](mootSyslog),
-	"syslog_ident":          moot[file](mootSyslog),
+
 	// What PostgreSQL reports is tracked, and PgBouncer can track no more.
 	"track_extra_parameters": supported(func(*file, string) error { return nil }),
 	"unix_socket_dir":        only[file](""),
 	"unix_socket_group":      moot[file](mootUnix),
 	"unix_socket_mode":       moot[file](mootUnix),
-	"user":                   only[file](""),
-	"verbose":                off[file](),
 }
 
 // ownSettings are the keys that PgBouncer does not know.
@@ -142,10 +152,23 @@ var ownSettings = []string{"leak_guard", "trusted_balancers"}
 // defaultTexts are the defaults of the settings that are supported, in
 // PgBouncer's spelling.
 var defaultTexts = map[string]string{
+	"log_stats":                   "1",
+	"logfile":                     "",
+	"login_notify_message":        "",
+	"peer_id":                     "0",
+	"pidfile":                     "",
+	"syslog":                      "0",
+	"syslog_facility":             "daemon",
+	"syslog_ident":                "pgbouncer",
+	"user":                        "",
+	"verbose":                     "0",
 	"admin_users":                 "",
 	"autodb_idle_timeout":         "3600",
 	"client_idle_timeout":         "0",
 	"disable_pqexec":              "0",
+	"dns_max_ttl":                 "15",
+	"dns_nxdomain_ttl":            "15",
+	"server_fast_close":           "0",
 	"idle_transaction_timeout":    "0",
 	"max_packet_size":             "2147483647",
 	"pool_idle_timeout":           "0",
@@ -167,6 +190,22 @@ var defaultTexts = map[string]string{
 	"auth_type":                   "md5",
 	"cancel_wait_timeout":         "10",
 	"client_login_timeout":        "60",
+	"client_tls13_ciphers":        "",
+	"client_tls_ca_file":          "",
+	"client_tls_cert_file":        "",
+	"client_tls_ciphers":          "default",
+	"client_tls_dheparams":        "auto",
+	"client_tls_ecdhcurve":        "auto",
+	"client_tls_key_file":         "",
+	"client_tls_protocols":        "secure",
+	"client_tls_sslmode":          "disable",
+	"server_tls13_ciphers":        "",
+	"server_tls_ca_file":          "",
+	"server_tls_cert_file":        "",
+	"server_tls_ciphers":          "default",
+	"server_tls_key_file":         "",
+	"server_tls_protocols":        "secure",
+	"server_tls_sslmode":          "prefer",
 	"default_pool_size":           "20",
 	"ignore_startup_parameters":   "",
 	"listen_addr":                 "",
@@ -201,6 +240,9 @@ var defaultTexts = map[string]string{
 	"track_extra_parameters":      "IntervalStyle",
 }
 
+// ownDatabaseKeys are the parameters there that PgBouncer does not know.
+var ownDatabaseKeys = []string{"target_session_attrs"}
+
 // databaseKeys are the parameters in the value of an entry of [databases]
 // (parse_database in PgBouncer's loader.c).
 var databaseKeys = map[string]rule[Database]{
@@ -226,19 +268,24 @@ var databaseKeys = map[string]rule[Database]{
 	"client_encoding":    {},
 	"connect_query":      {},
 	"datestyle":          {},
-	"load_balance_hosts": {},
-	"timezone":           {},
+	"load_balance_hosts": setWord(func(d *Database) *string { return &d.LoadBalanceHosts }, "round-robin", "disable"),
+	"target_session_attrs": setWord(func(d *Database) *string { return &d.TargetSessionAttrs },
+		"any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+	"timezone": {},
 }
 
-// setHost takes one host, or the directory of a server's unix socket.
+// setHost takes hosts, or directories of servers' unix sockets, separated by
+// commas.
 func setHost(d *Database, value string) error {
-	switch {
-	case strings.HasPrefix(value, "@"):
-		return fmt.Errorf("%q: abstract unix sockets are known to PgBouncer but not supported yet", value)
-	case strings.Contains(value, "/") && value[0] != '/':
-		return fmt.Errorf("%q is neither a host nor the absolute path of a directory", value)
-	case strings.Contains(value, ","):
-		return fmt.Errorf("%q: lists of hosts are known to PgBouncer but not supported yet", value)
+	for host := range strings.SplitSeq(value, ",") {
+		switch {
+		case host == "" || strings.ContainsAny(host, " \t"):
+			return fmt.Errorf("%q: want hosts separated by commas alone", value)
+		case strings.HasPrefix(host, "@"):
+			return fmt.Errorf("%q: abstract unix sockets are known to PgBouncer but not supported yet", value)
+		case strings.Contains(host, "/") && host[0] != '/':
+			return fmt.Errorf("%q is neither a host nor the absolute path of a directory", host)
+		}
 	}
 	d.Host = value
 	return nil

@@ -61,7 +61,7 @@ func (f *file) entry(at line, key, value string) error {
 	case "users":
 		return f.user(at, key, value)
 	case "peers":
-		return at.errorf("section [peers] is known to PgBouncer but not supported yet")
+		return f.peer(at, key, value)
 	}
 	f.given[key] = value
 	w, err := apply(at, "pgbouncer", settings, f, key, value)
@@ -122,6 +122,35 @@ func (f *file) user(at line, name, value string) error {
 	return nil
 }
 
+// peer parses an entry of [peers].
+func (f *file) peer(at line, name, value string) error {
+	id, err := parseInt(name, 1, maxPeerID)
+	if err != nil {
+		return at.errorf("id of a peer: %v", err)
+	}
+	pairs, err := parseConnstr(value)
+	if err != nil {
+		return at.errorf("peer %d: %v", id, err)
+	}
+	p := Peer{ID: id, Port: 6432}
+	if err := applyPairs(at, "peers", peerKeys, &p, pairs); err != nil {
+		return err
+	}
+	if p.Host == "" {
+		return at.errorf("peer %d has no host", id)
+	}
+	f.Peers = append(f.Peers, p)
+	return nil
+}
+
+// peerKeys are the parameters in the value of an entry of [peers] (parse_peer in
+// PgBouncer's loader.c).
+var peerKeys = map[string]rule[Peer]{
+	"host":      setString(func(p *Peer) *string { return &p.Host }),
+	"port":      setInt(1, 65535, func(p *Peer) *int { return &p.Port }),
+	"pool_size": setInt(1, maxPool, func(p *Peer) *int { return &p.PoolSize }),
+}
+
 // applyPairs applies a connection string, whose keys may appear once.
 func applyPairs[T any](at line, section string, rules map[string]rule[T], dst *T, pairs []pair) error {
 	seen := make(map[string]bool, len(pairs))
@@ -157,11 +186,18 @@ func (f *file) finish(path string) error {
 	case slices.Contains(f.ListenAddr, "*") && len(f.ListenAddr) > 1:
 		return at("listen_addr").errorf("listen_addr has * beside other addresses")
 	}
+	if err := f.checkTLS(at); err != nil {
+		return err
+	}
 	for i := range f.Databases {
 		f.poolSize(&f.Databases[i])
 	}
 	if f.Fallback != nil {
 		f.poolSize(f.Fallback)
+	}
+	if len(f.Peers) > 0 {
+		w := Warning(*whole.errorf("cancel requests are not passed on to [peers] yet"))
+		f.warnings = append(f.warnings, w)
 	}
 	f.settings()
 	return nil

@@ -1,6 +1,7 @@
 package bouncer
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -35,14 +36,19 @@ func TestLoadGood(t *testing.T) {
 		ListenPort:    6432,
 		ListenBacklog: 4096,
 		ReusePort:     true,
-		AuthType:      AuthSCRAM,
-		AuthFile:      "testdata/good.txt",
-		PoolMode:      "transaction",
+		ClientTLS: TLS{SSLMode: "require", KeyFile: "/etc/ssl/pooler.key", CertFile: "/etc/ssl/pooler.crt",
+			MinVersion: tls.VersionTLS13, MaxVersion: tls.VersionTLS13},
+		ServerTLS: TLS{SSLMode: "verify-full", CAFile: "/etc/ssl/ca.crt", MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS13,
+			Ciphers: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}},
+		AuthType: AuthSCRAM,
+		AuthFile: "testdata/good.txt",
+		PoolMode: "transaction",
 		UserSettings: []UserSetting{{
 			Name: "alice", PoolMode: "transaction", PoolSize: 3, ReservePoolSize: 2, MaxConnections: 9, MaxClientConnections: 8,
 			QueryWaitTimeout: -1, QueryTimeout: time.Second, IdleTransactionTimeout: 2 * time.Second,
 			TransactionTimeout: 3 * time.Second, ClientIdleTimeout: 4 * time.Second,
 		}},
+		DNSMaxTTL: 41 * time.Second, DNSNotFoundTTL: 42 * time.Second, ServerFastClose: true,
 		ServerRoundRobin: true, ServerCheckQuery: "select 1", ServerCheckDelay: 31 * time.Second, DisablePQExec: true, MaxPacketSize: 2048,
 		QueryTimeout: 21 * time.Second, IdleTransactionTimeout: 22 * time.Second, TransactionTimeout: 23 * time.Second,
 		ClientIdleTimeout: 24 * time.Second, QueryWaitNotify: 25 * time.Second, PoolIdleTimeout: 26 * time.Second,
@@ -71,7 +77,8 @@ func TestLoadGood(t *testing.T) {
 		},
 		IgnoreStartupParameters: []string{"extra_float_digits", "search_path"},
 		LogDisconnections:       true,
-		LogPoolerErrors:         true,
+		LogStats:                true, SyslogFacility: "daemon", SyslogIdent: "pgbouncer", Peers: []Peer{{1, "192.168.1.5", 6433, 0}, {2, "/run/pgsteer", 6432, 4}}, PeerID: 3,
+		LogPoolerErrors: true,
 		Users: []User{
 			{"app", `plain "quoted" password`},
 			{"old", "md5e4f0b1c5d1c0a1d1f1f1b1c5d1c0a1d1"},
@@ -81,7 +88,7 @@ func TestLoadGood(t *testing.T) {
 		Databases: []Database{
 			{Name: "app", Host: "192.168.1.6", Port: 5432, DBName: "production", PoolSize: 70, MinPoolSize: -1, ReservePoolSize: 4, MaxConnections: 5, MaxClientConnections: 6, ServerLifetime: time.Minute, QueryWaitTimeout: -1},
 			{Name: "two words", Host: "db.example.net", Port: 5432, DBName: "two words", User: "forced", Password: "it's = secret", PoolSize: 5},
-			{Name: "reports", Host: "/run/postgresql", Port: 5432, DBName: "reports", PoolSize: 70, PoolMode: "transaction", ReservePoolSize: -1},
+			{Name: "reports", Host: "/run/postgresql,db2", LoadBalanceHosts: "disable", TargetSessionAttrs: "prefer-standby", Port: 5432, DBName: "reports", PoolSize: 70, PoolMode: "transaction", ReservePoolSize: -1},
 		},
 		Fallback: &Database{Name: "*", Host: "192.168.1.6", Port: 5432, PoolSize: 70},
 	}
@@ -93,7 +100,7 @@ func TestLoadGood(t *testing.T) {
 	for _, want := range []Setting{
 		{"admin_users", "app, postgres", ""}, {"max_client_conn", "4000", "100"}, {"query_wait_timeout", "1500ms", "120"},
 		{"listen_port", "6432", "6432"}, {"auth_type", "SCRAM-SHA-256", "md5"}, {"query_timeout", "21", "0"},
-		{"server_tls_sslmode", "disable", "disable"}, {"max_user_connections", "13", "0"}, {"server_connect_timeout", "15", "15"},
+		{"server_tls_sslmode", "verify-full", "prefer"}, {"max_user_connections", "13", "0"}, {"server_connect_timeout", "15", "15"},
 	} {
 		if !slices.Contains(settings, want) {
 			t.Errorf("settings lack %+v", want)
@@ -101,7 +108,7 @@ func TestLoadGood(t *testing.T) {
 	}
 	for _, s := range settings {
 		switch s.Key {
-		case "pkt_buf", "dns_max_ttl":
+		case "pkt_buf", "sbuf_loopcnt":
 			t.Errorf("%s is listed, which says nothing about this pooler", s.Key)
 		}
 	}
@@ -110,6 +117,7 @@ func TestLoadGood(t *testing.T) {
 		texts = append(texts, w.String())
 	}
 	wantTexts := []string{
+		"testdata/good.ini: cancel requests are not passed on to [peers] yet",
 		"testdata/good.txt: the secrets in it can be read by everyone on this host (mode 0644)",
 		`testdata/good.txt: user "postgres" of admin_users is not in it and cannot log in`,
 		`testdata/good.txt: user "old" has an md5 secret and cannot log in with scram-sha-256`,
@@ -133,8 +141,10 @@ func TestLoadDefaults(t *testing.T) {
 	}
 	want := Config{
 		ListenAddr: []string{"*"}, ListenPort: 6432, ListenBacklog: 128,
+		ClientTLS: defaultTLS("disable"), ServerTLS: defaultTLS("prefer"),
 		AuthType: AuthMD5, AuthFile: users, Users: []User{{"a", "b"}},
 		PoolMode: "session", ReservePoolTimeout: 5 * time.Second,
+		DNSMaxTTL: 15 * time.Second, DNSNotFoundTTL: 15 * time.Second,
 		ServerCheckQuery: "<empty>", ServerCheckDelay: 30 * time.Second, MaxPacketSize: 2147483647,
 		QueryWaitNotify: 5 * time.Second, AutoDBIdleTimeout: 3600 * time.Second, TCPKeepAlive: true, ServerResetQuery: "DISCARD ALL",
 		DefaultPoolSize: 20, MaxClientConn: 100, MaxPreparedStatements: 200,
@@ -142,7 +152,7 @@ func TestLoadDefaults(t *testing.T) {
 		ServerLifetime: 3600 * time.Second, ServerIdleTimeout: 600 * time.Second,
 		QueryWaitTimeout: 120 * time.Second, ClientLoginTimeout: 60 * time.Second,
 		CancelWaitTimeout: 10 * time.Second, SuspendTimeout: 10 * time.Second, StatsPeriod: 60 * time.Second, LeakGuard: "clean",
-		LogConnections: true, LogDisconnections: true, LogPoolerErrors: true,
+		LogConnections: true, LogDisconnections: true, LogPoolerErrors: true, LogStats: true, SyslogFacility: "daemon", SyslogIdent: "pgbouncer",
 		Databases: []Database{{Name: "d", Host: "h", Port: 5432, DBName: "d", PoolSize: 20}},
 	}
 	for _, s := range got.Settings {
@@ -255,6 +265,9 @@ func TestKeysComplete(t *testing.T) {
 		want := strings.Fields(string(data))
 		if file == "settings.keys" {
 			want = append(want, ownSettings...)
+		}
+		if file == "databases.keys" {
+			want = append(want, ownDatabaseKeys...)
 		}
 		slices.Sort(want)
 		if diff := cmp.Diff(want, keys); diff != "" {

@@ -21,8 +21,12 @@ type rule[T any] struct {
 
 // The rules that recur.
 const (
-	mootUnix   = "there is no unix socket to listen on"
-	mootSyslog = "logging to syslog is off"
+	mootConffile = "the file is the one on the command line"
+	mootJobName  = "no name is made of it here"
+	mootBuffers  = "buffers are shared, and sized by the traffic"
+	mootResolver = "names are resolved as the system does it"
+	mootService  = "it is for Windows"
+	mootUnix     = "there is no unix socket to listen on"
 )
 
 func supported[T any](set func(dst *T, value string) error) rule[T] { return rule[T]{set: set} }
@@ -80,6 +84,9 @@ const (
 	minPacket = 1024
 	// maxKeepCount is the kernel's MAX_TCP_KEEPCNT.
 	maxKeepCount = 127
+	maxPeerID    = 16383 // PgBouncer's: it has 14 bits in a cancel key
+	maxPeers     = 16383
+	maxVerbose   = 9
 	// A day, in seconds: averages over more say nothing.
 	maxStatsPeriod = 86400
 )
@@ -202,14 +209,20 @@ func setAuthType(c *Config, value string) error {
 	return fmt.Errorf("%q is not one of scram-sha-256, md5 and trust", value)
 }
 
-// setPoolMode takes one of PgBouncer's pool modes.
-func setPoolMode[T any](field func(*T) *string) rule[T] {
+// setWord takes one of some words.
+func setWord[T any](field func(*T) *string, words ...string) rule[T] {
 	return supported(func(dst *T, value string) error {
 		v := strings.ToLower(value)
-		if v != "session" && v != "transaction" && v != "statement" {
-			return fmt.Errorf("%q is not one of session, transaction and statement", value)
+		if !slices.Contains(words, v) {
+			last := len(words) - 1
+			return fmt.Errorf("%q is not one of %s and %s", value, strings.Join(words[:last], ", "), words[last])
 		}
 		*field(dst) = v
 		return nil
 	})
+}
+
+// setPoolMode takes one of PgBouncer's pool modes.
+func setPoolMode[T any](field func(*T) *string) rule[T] {
+	return setWord(field, "session", "transaction", "statement")
 }
