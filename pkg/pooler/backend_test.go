@@ -256,6 +256,10 @@ func (b *backend) exec(text string, simple bool) bool {
 		clear(b.stmts)
 		tag = "DEALLOCATE ALL"
 	case "discard", "DISCARD":
+		if b.tx != pgwire.TxIdle {
+			b.fail("25001", "DISCARD ALL cannot run inside a transaction block")
+			return false
+		}
 		// Only those that are not reported: of the others a client that
 		// discards them gets the server's defaults, not those of its login.
 		for name := range b.vars {

@@ -256,6 +256,10 @@ func randomRun(t *testing.T, seed uint64) {
 		if violence && r.IntN(80) == 0 {
 			killServer(w, r, actors)
 		}
+		if r.IntN(60) == 0 {
+			// Some servers are to be replaced, say by a change of address.
+			w.m.retireWhere(func(sv *server) bool { return sv.slot%2 == 0 })
+		}
 		w.m.now += time.Millisecond
 		if r.IntN(30) == 0 {
 			w.m.now += tickInterval
@@ -280,6 +284,8 @@ func finish(t *testing.T, w *fakeWorld, r *rand.Rand, actors []*actor, seed uint
 					w.m.becameWritable(c)
 				}
 			}
+			w.settle()
+			w.m.tick() // a reserve may be due
 			w.settle()
 			checkLimits(t, w, seed)
 			checkServed(t, w, seed)

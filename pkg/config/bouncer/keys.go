@@ -52,6 +52,7 @@ var settings = map[string]rule[file]{
 		}
 		return nil
 	}),
+	"control_socket":       supported(setControlSocket),
 	"log_stats":            setBool(func(f *file) *bool { return &f.LogStats }),
 	"logfile":              setText(func(f *file) *string { return &f.LogFile }),
 	"login_notify_message": setText(func(f *file) *string { return &f.LoginNotifyMessage }),
@@ -147,7 +148,7 @@ var settings = map[string]rule[file]{
 }
 
 // ownSettings are the keys that PgBouncer does not know.
-var ownSettings = []string{"leak_guard", "trusted_balancers"}
+var ownSettings = []string{"control_socket", "leak_guard", "trusted_balancers"}
 
 // defaultTexts are the defaults of the settings that are supported, in
 // PgBouncer's spelling.
@@ -235,6 +236,7 @@ var defaultTexts = map[string]string{
 	"stats_period":                "60",
 	"suspend_timeout":             "10",
 	"stats_users":                 "",
+	"control_socket":              "",
 	"trusted_balancers":           "",
 	"leak_guard":                  "clean",
 	"track_extra_parameters":      "IntervalStyle",
