@@ -32,7 +32,15 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 		bouncer.AuthSCRAM: pgwire.AuthSCRAM,
 		bouncer.AuthMD5:   pgwire.AuthMD5,
 		bouncer.AuthTrust: pgwire.AuthTrust,
+		bouncer.AuthPlain: pgwire.AuthPlain,
 	}[f.AuthType]
+	c.AuthType = map[bouncer.AuthType]pooler.AuthType{
+		bouncer.AuthAny:  pooler.AuthAny,
+		bouncer.AuthCert: pooler.AuthCert,
+		bouncer.AuthPeer: pooler.AuthPeer,
+		bouncer.AuthHBA:  pooler.AuthHBA,
+	}[f.AuthType]
+	c.HBA = f.HBA
 	if c.ClientTLS, err = tlsSide(&f.ClientTLS); err != nil {
 		return c, err
 	}

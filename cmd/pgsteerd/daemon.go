@@ -19,6 +19,7 @@ import (
 	"github.com/pgsteer/pgsteer/pkg/flowsync"
 	"github.com/pgsteer/pgsteer/pkg/health"
 	"github.com/pgsteer/pgsteer/pkg/lb"
+	"github.com/pgsteer/pgsteer/pkg/notify"
 	"github.com/pgsteer/pgsteer/pkg/stats"
 	"github.com/pgsteer/pgsteer/pkg/vrrp"
 	"github.com/pgsteer/pgsteer/pkg/xdp"
@@ -34,7 +35,8 @@ type balancerDaemon struct {
 	controller *lb.Controller
 	checker    *health.Checker
 	routers    []*vrrp.Router
-	sync       *replication // nil when there is no other node
+	sync       *replication     // nil when there is no other node
+	notifier   *notify.Notifier // nil when nobody is told
 	stats      *stats.Server
 	admin      *admin.Server // nil when another process has the socket
 	device     *device
@@ -78,6 +80,9 @@ func open(cfg *config.Config, log *slog.Logger) (_ *balancerDaemon, err error) {
 		return nil, err
 	}
 	if err := d.openRouters(); err != nil {
+		return nil, err
+	}
+	if err := d.openNotifier(); err != nil {
 		return nil, err
 	}
 	return d, nil
@@ -127,7 +132,8 @@ func (d *balancerDaemon) openController() error {
 		return err
 	}
 	d.admin, err = admin.Open(admin.Config{
-		Socket: d.cfg.Admin.Socket, Controller: d.controller, Routers: d.movable, Replication: d.link, PeerHistory: d.peerHistory, Log: d.log,
+		Socket: d.cfg.Admin.Socket, Controller: d.controller, Routers: d.movable, Replication: d.link, PeerHistory: d.peerHistory,
+		Notifier: d.teller, Log: d.log,
 	})
 	if errors.Is(err, admin.ErrInUse) {
 		// The locks have shown that it is not one that serves this interface's
@@ -158,6 +164,14 @@ func (d *balancerDaemon) link() admin.Replication {
 		return nil // not a nil *flowsync.Link, which would be a link
 	}
 	return d.sync.link
+}
+
+// teller returns what tells people, nil if nobody is told.
+func (d *balancerDaemon) teller() admin.Notifier {
+	if d.notifier == nil {
+		return nil // not a nil *notify.Notifier, which would be one
+	}
+	return d.notifier
 }
 
 // loadOrders reads what operators have said. A file that makes no sense is set
@@ -257,6 +271,9 @@ func (d *balancerDaemon) run(ctx context.Context) error {
 	if d.sync != nil {
 		base = append(base, part{"the replication", d.sync.run})
 	}
+	if d.notifier != nil {
+		base = append(base, part{"the notifications", d.notifier.Run})
+	}
 	return runParts(ctx, routers, base)
 }
 
@@ -330,6 +347,9 @@ func (d *balancerDaemon) snapshot() stats.Snapshot {
 	if d.sync != nil {
 		status := d.sync.link.Status()
 		s.Sync = &status
+	}
+	if d.notifier != nil {
+		s.Notify = d.notifier.Status()
 	}
 	s.Now = time.Now()
 	return s

@@ -47,6 +47,8 @@ type Config struct {
 	Stats Stats
 	// Admin configures how the running daemon is told what to do. Key: admin.
 	Admin Admin
+	// Notify says who is told what happens. Key: notify.
+	Notify Notify
 	// Log configures what goes to standard error. Key: log.
 	Log Log
 }

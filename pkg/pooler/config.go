@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pgsteer/pgsteer/pkg/pgwire"
+	"github.com/pgsteer/pgsteer/pkg/pooler/hba"
 )
 
 // Config is what a Pooler is to do. DefaultConfig returns one with the values
@@ -37,8 +38,12 @@ type Config struct {
 	Databases map[string]Database
 	Fallback  *Database
 
-	// AuthMethod is how clients prove who they are, Users whom there is.
+	// AuthType is how clients prove who they are, AuthMethod by what password
+	// exchange if it is AuthPassword, HBA are the rules for AuthHBA. Users are
+	// whom there is.
+	AuthType   AuthType
 	AuthMethod pgwire.AuthMethod
+	HBA        hba.Rules
 	Users      map[string]pgwire.Secret
 
 	// ClientTLS is about connections from clients, ServerTLS about those to
@@ -254,6 +259,9 @@ func (c *Config) validate() error {
 	case c.ServerLoginRetry < 0, c.QueryWaitTimeout < 0, c.ClientLoginTimeout < 0,
 		c.ReservePoolTimeout < 0, c.ServerLifetime < 0, c.ServerIdleTimeout < 0, c.ShutdownTimeout < 0:
 		return errors.New("a timeout is negative")
+	}
+	if c.AuthType == AuthCert && (c.ClientTLS.Mode != TLSVerifyFull || c.ClientTLS.CAFile == "") {
+		return errors.New("auth_type=cert requires client_tls_sslmode=verify-full and client_tls_ca_file")
 	}
 	for name, d := range c.Databases {
 		if err := d.validate(); err != nil {

@@ -207,6 +207,8 @@ func (p *Pooler) connectTo(ctx context.Context, at place, target TargetSession, 
 	if err != nil {
 		return loggedIn{}, err
 	}
+	info, binding := secured.describeTLS()
+	login.Binding = binding
 	session, err := pgwire.ConnectServer(ctx, conn, login)
 	if err != nil {
 		_ = conn.Close() // the login's error says it all
@@ -225,7 +227,7 @@ func (p *Pooler) connectTo(ctx context.Context, at place, target TargetSession, 
 	if at.network == "unix" {
 		n.addr = at.addr
 	}
-	n.tlsInfo, _ = secured.describeTLS()
+	n.tlsInfo = info
 	if n.fd, err = takeTLS(conn, secured); err != nil {
 		return loggedIn{}, err
 	}

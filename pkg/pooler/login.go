@@ -34,7 +34,7 @@ func (p *Pooler) login(conn net.Conn, s *pgwire.Startup, n *newcomer, full bool)
 	if err := p.parameters(n, s); err != nil {
 		return refusedParameter, err
 	}
-	id, err := p.conf().auth.AuthenticateClient(conn, s)
+	id, err := p.authenticate(conn, s, n)
 	if err != nil {
 		return refusedAuth, err
 	}

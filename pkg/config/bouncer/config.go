@@ -18,6 +18,8 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+
+	"github.com/pgsteer/pgsteer/pkg/pooler/hba"
 )
 
 // AuthType is how clients prove who they are.
@@ -28,6 +30,11 @@ const (
 	AuthTrust AuthType = "trust"
 	AuthMD5   AuthType = "md5"
 	AuthSCRAM AuthType = "scram-sha-256"
+	AuthPlain AuthType = "plain"
+	AuthAny   AuthType = "any"
+	AuthCert  AuthType = "cert"
+	AuthPeer  AuthType = "peer"
+	AuthHBA   AuthType = "hba"
 )
 
 // Config is a validated configuration. All durations are zero for "off" unless
@@ -51,7 +58,10 @@ type Config struct {
 
 	AuthType AuthType
 	AuthFile string
-	Users    []User // what AuthFile holds, in its order
+	// HBAFile and IdentFile are read into HBA.
+	HBAFile, IdentFile string
+	HBA                hba.Rules
+	Users              []User // what AuthFile holds, in its order
 
 	AdminUsers []string // who may do everything in the console
 	StatsUsers []string // who may look

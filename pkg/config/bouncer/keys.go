@@ -109,6 +109,8 @@ var settings = map[string]rule[file]{
 	"server_reset_query":          setText(func(f *file) *string { return &f.ServerResetQuery }),
 	"server_reset_query_always":   setBool(func(f *file) *bool { return &f.ServerResetQueryAlways }),
 
+	"auth_hba_file":        setText(func(f *file) *string { return &f.HBAFile }),
+	"auth_ident_file":      setText(func(f *file) *string { return &f.IdentFile }),
 	"client_tls_sslmode":   tlsMode(client),
 	"client_tls_key_file":  tlsFile(client, func(t *TLS) *string { return &t.KeyFile }),
 	"client_tls_cert_file": tlsFile(client, func(t *TLS) *string { return &t.CertFile }),
@@ -132,8 +134,6 @@ var settings = map[string]rule[file]{
 	}),
 
 	"auth_dbname":           only[file](""),
-	"auth_hba_file":         only[file](""),
-	"auth_ident_file":       only[file](""),
 	"auth_ldap_options":     only[file](""),
 	"auth_query":            only[file](""),
 	"auth_user":             only[file](""),
@@ -188,6 +188,8 @@ var defaultTexts = map[string]string{
 	"transaction_timeout":         "0",
 	"application_name_add_host":   "0",
 	"auth_file":                   "",
+	"auth_hba_file":               "",
+	"auth_ident_file":             "",
 	"auth_type":                   "md5",
 	"cancel_wait_timeout":         "10",
 	"client_login_timeout":        "60",

@@ -181,10 +181,13 @@ func (f *file) finish(path string) error {
 		return at("listen_addr").errorf("listen_addr names no address: unix sockets alone are known to PgBouncer but not supported yet")
 	case len(f.Databases) == 0 && f.Fallback == nil:
 		return whole.errorf("section [databases] has no entry")
-	case f.AuthFile == "":
+	case f.AuthFile == "" && f.AuthType != AuthAny:
 		return whole.errorf("auth_file is not set: no client could log in")
 	case slices.Contains(f.ListenAddr, "*") && len(f.ListenAddr) > 1:
 		return at("listen_addr").errorf("listen_addr has * beside other addresses")
+	}
+	if err := f.checkAuth(at); err != nil {
+		return err
 	}
 	if err := f.checkTLS(at); err != nil {
 		return err

@@ -200,13 +200,13 @@ func setString[T any](field func(*T) *string) rule[T] {
 func setAuthType(c *Config, value string) error {
 	v := strings.ToLower(value)
 	switch v {
-	case string(AuthTrust), string(AuthMD5), string(AuthSCRAM):
+	case string(AuthTrust), string(AuthMD5), string(AuthSCRAM), string(AuthPlain), string(AuthAny), string(AuthCert), string(AuthPeer), string(AuthHBA):
 		c.AuthType = AuthType(v)
 		return nil
-	case "any", "plain", "cert", "hba", "ldap", "pam":
-		return fmt.Errorf("%q is known to PgBouncer but not supported yet: want scram-sha-256, md5 or trust", value)
+	case "ldap", "pam":
+		return fmt.Errorf("%q is known to PgBouncer but not supported: it would need a library in C that asks another server", value)
 	}
-	return fmt.Errorf("%q is not one of scram-sha-256, md5 and trust", value)
+	return fmt.Errorf("%q is not one of scram-sha-256, md5, trust, plain, any, cert, peer and hba", value)
 }
 
 // setWord takes one of some words.
