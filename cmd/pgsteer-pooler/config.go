@@ -24,6 +24,11 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 		}
 		c.Listen = append(c.Listen, net.JoinHostPort(host, strconv.Itoa(f.ListenPort)))
 	}
+	c.UnixSocket = pooler.UnixSocket{
+		Dir: f.UnixSocketDir, Port: uint16(f.ListenPort), Mode: os.FileMode(f.UnixSocketMode), Group: f.UnixSocketGroup,
+		// Who does not name it may not even know of it.
+		Optional: !f.UnixSocketGiven && len(f.ListenAddr) > 0,
+	}
 	c.Backlog = f.ListenBacklog
 	c.ReusePort = f.ReusePort
 	c.TrustedBalancers = f.TrustedBalancers
@@ -41,6 +46,7 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 		bouncer.AuthHBA:  pooler.AuthHBA,
 	}[f.AuthType]
 	c.HBA = f.HBA
+	c.AuthUser, c.AuthQuery, c.AuthDBName = f.AuthUser, f.AuthQuery, f.AuthDBName
 	if c.ClientTLS, err = tlsSide(&f.ClientTLS); err != nil {
 		return c, err
 	}
@@ -178,6 +184,7 @@ func database(d *bouncer.Database) (out pooler.Database, err error) {
 		MinPoolSize: d.MinPoolSize, ReservePoolSize: d.ReservePoolSize,
 		MaxConnections: d.MaxConnections, MaxClientConnections: d.MaxClientConnections,
 		ServerLifetime: d.ServerLifetime, QueryWaitTimeout: d.QueryWaitTimeout,
+		AuthUser: d.AuthUser, AuthQuery: d.AuthQuery, AuthDBName: d.AuthDBName,
 	}
 	if d.Password != "" {
 		out.Secret = pgwire.PlainSecret(d.Password)

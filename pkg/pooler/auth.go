@@ -73,7 +73,13 @@ func (p *Pooler) authenticate(conn net.Conn, s *pgwire.Startup, n *newcomer) (pg
 		n.login = db.User
 		return as, nil
 	}
-	secret, known := c.lookup(s.User)
+	secret, known, err := p.findUser(c, s)
+	if err != nil {
+		return as, err
+	}
+	if _, listed := c.lookup(s.User); !listed {
+		n.secret = secret // for its servers
+	}
 	switch kind {
 	case AuthCert:
 		if err := checkCertificate(n.certs, s.User, rule); err != nil || !known {

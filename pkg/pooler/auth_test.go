@@ -20,11 +20,11 @@ import (
 // tryLogin logs in and runs a query. Config is nil for plain text.
 func tryLogin(t *testing.T, p *testPooler, user, password string, config *tls.Config) error {
 	t.Helper()
-	c, err := pgx.ParseConfig(fmt.Sprintf("host=127.0.0.1 port=%d user='%s' password='%s' dbname=postgres sslmode=disable", p.port, user,
-		strings.ReplaceAll(password, "'", `\'`)))
+	c, err := pgx.ParseConfig(dsn(p.host, p.port, "postgres"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.User, c.Password = user, password
 	c.TLSConfig = config
 	conn, err := pgx.ConnectConfig(testContext(t), c)
 	if err != nil {

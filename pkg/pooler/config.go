@@ -17,6 +17,8 @@ import (
 type Config struct {
 	// Listen are the addresses to listen at, host:port each.
 	Listen []string
+	// UnixSocket is where to listen besides.
+	UnixSocket UnixSocket
 	// Backlog is the length of the kernel's queue of connections not yet
 	// accepted. 0 means the system's (net.core.somaxconn).
 	Backlog int
@@ -44,7 +46,11 @@ type Config struct {
 	AuthType   AuthType
 	AuthMethod pgwire.AuthMethod
 	HBA        hba.Rules
-	Users      map[string]pgwire.Secret
+	// AuthUser, AuthQuery and AuthDBName are for databases without their own:
+	// as whom, how and in which database to ask for users who are not in Users.
+	// Nobody is asked if AuthUser is empty.
+	AuthUser, AuthQuery, AuthDBName string
+	Users                           map[string]pgwire.Secret
 
 	// ClientTLS is about connections from clients, ServerTLS about those to
 	// servers. None of it concerns Unix sockets.
@@ -198,6 +204,7 @@ type Database struct {
 	MaxConnections, MaxClientConnections int
 	ServerLifetime                       time.Duration // 0: the Config's
 	QueryWaitTimeout                     time.Duration // 0: the Config's, negative: none
+	AuthUser, AuthQuery, AuthDBName      string        // empty: the Config's
 
 	auto bool // made from Config.Fallback
 }
@@ -237,7 +244,7 @@ func DefaultConfig() Config {
 // validate refuses what the pooler cannot work with.
 func (c *Config) validate() error {
 	switch {
-	case len(c.Listen) == 0:
+	case len(c.Listen) == 0 && c.UnixSocket.Dir == "":
 		return errors.New("no address to listen at")
 	case len(c.Databases) == 0 && c.Fallback == nil:
 		return errors.New("no database")
@@ -283,6 +290,9 @@ func (c *Config) inherit(d *Database) {
 	d.MinPoolSize = cmp.Or(d.MinPoolSize, c.MinPoolSize)
 	d.ReservePoolSize = cmp.Or(d.ReservePoolSize, c.ReservePoolSize)
 	d.MaxConnections = cmp.Or(d.MaxConnections, c.MaxDBConnections)
+	d.AuthUser = cmp.Or(d.AuthUser, c.AuthUser)
+	d.AuthQuery = cmp.Or(d.AuthQuery, c.AuthQuery, DefaultAuthQuery)
+	d.AuthDBName = cmp.Or(d.AuthDBName, c.AuthDBName)
 	d.MaxClientConnections = cmp.Or(d.MaxClientConnections, c.MaxDBClientConnections)
 }
 

@@ -45,7 +45,10 @@ func (p *Pooler) secretFor(pl *pool) pgwire.Secret {
 	if pl.db.Secret.Kind != pgwire.SecretNone {
 		return pl.db.Secret
 	}
-	return p.conf().Users[pl.key.user]
+	if s, ok := p.conf().lookup(pl.key.user); ok {
+		return s
+	}
+	return pl.secret
 }
 
 // place is where a server may be.

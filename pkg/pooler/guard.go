@@ -102,7 +102,7 @@ func lookAt(sql []byte) leftovers {
 			l |= leftLock | leftUnknown
 		}
 	}
-	if i := bytes.Index(sql, setConfig); i >= 0 && !bytes.Contains(sql[i:], isLocal) {
+	if i := bytes.Index(sql, setConfig); i >= 0 && !bytes.Contains(sql[i:], localFlag) {
 		l |= leftSet
 	}
 	return l
@@ -113,7 +113,7 @@ var (
 	advisoryUpper = []byte("ADVISORY_")
 	advisoryXact  = []byte("advisory_xact_")
 	setConfig     = []byte("set_config")
-	isLocal       = []byte("true")
+	localFlag     = []byte("true")
 )
 
 // lookAtStatement looks at the first words of one statement.

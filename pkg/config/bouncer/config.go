@@ -41,7 +41,7 @@ const (
 // said otherwise.
 type Config struct {
 	// ListenAddr are host names and IP addresses to listen on; "*" stands for
-	// all addresses of the host. Never empty.
+	// all addresses of the host. Empty only with a UnixSocketDir.
 	ListenAddr    []string
 	ListenPort    int // 1 to 65535
 	ListenBacklog int // at least 1
@@ -51,6 +51,11 @@ type Config struct {
 	// take over; empty for the default.
 	ControlSocket string
 
+	UnixSocketDir   string // "" is none
+	UnixSocketGiven bool   // the file says so; else it is PgBouncer's default
+	UnixSocketGroup string
+	UnixSocketMode  uint32
+
 	// TrustedBalancers are whose word about a connection's client is taken.
 	TrustedBalancers []netip.Prefix
 
@@ -58,6 +63,8 @@ type Config struct {
 
 	AuthType AuthType
 	AuthFile string
+	// AuthUser, AuthQuery and AuthDBName are for databases without their own.
+	AuthUser, AuthQuery, AuthDBName string
 	// HBAFile and IdentFile are read into HBA.
 	HBAFile, IdentFile string
 	HBA                hba.Rules
@@ -177,6 +184,7 @@ type Database struct {
 	MaxConnections, MaxClientConnections int
 	ServerLifetime                       time.Duration // 0 is for the Config's
 	QueryWaitTimeout                     time.Duration // 0 is for the Config's, -1 for none
+	AuthUser, AuthQuery, AuthDBName      string        // "" for the Config's
 }
 
 // Peer is an entry of [peers]: another pooler that a cancel request may be meant
@@ -231,12 +239,19 @@ type Warning Error
 // String returns "file:line: what may be wrong".
 func (w Warning) String() string { return (*Error)(&w).Error() }
 
+// defaultAuthQuery is PgBouncer's: it finds no password that has expired.
+const defaultAuthQuery = "SELECT rolname, CASE WHEN rolvaliduntil < pg_catalog.now() THEN NULL ELSE rolpassword END " +
+	"FROM pg_catalog.pg_authid WHERE rolname=$1 AND rolcanlogin"
+
 // defaults returns the defaults of PgBouncer 1.25.
 func defaults() Config {
 	return Config{
 		ListenPort:            6432,
 		ListenBacklog:         128,
+		UnixSocketDir:         "/tmp",
+		UnixSocketMode:        0o777,
 		AuthType:              AuthMD5,
+		AuthQuery:             defaultAuthQuery,
 		ClientTLS:             defaultTLS("disable"),
 		ServerTLS:             defaultTLS("prefer"),
 		PoolMode:              "session",

@@ -2,6 +2,7 @@ package bouncer
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/pgsteer/pgsteer/pkg/pooler/hba"
 )
@@ -27,4 +28,10 @@ func (f *file) loadHBA() (err error) {
 		return &Error{File: e.File, Line: e.Line, Msg: e.Msg}
 	}
 	return err
+}
+
+// asks reports whether users may be found by auth_query, in some database.
+func (f *file) asks() bool {
+	some := func(d *Database) bool { return d != nil && d.AuthUser != "" }
+	return f.AuthUser != "" || some(f.Fallback) || slices.ContainsFunc(f.Databases, func(d Database) bool { return some(&d) })
 }
