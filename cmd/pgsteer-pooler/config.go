@@ -24,6 +24,11 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 		}
 		c.Listen = append(c.Listen, net.JoinHostPort(host, strconv.Itoa(f.ListenPort)))
 	}
+	c.UnixSocket = pooler.UnixSocket{
+		Dir: f.UnixSocketDir, Port: uint16(f.ListenPort), Mode: os.FileMode(f.UnixSocketMode), Group: f.UnixSocketGroup,
+		// Who does not name it may not even know of it.
+		Optional: !f.UnixSocketGiven && len(f.ListenAddr) > 0,
+	}
 	c.Backlog = f.ListenBacklog
 	c.ReusePort = f.ReusePort
 	c.TrustedBalancers = f.TrustedBalancers
@@ -32,7 +37,16 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 		bouncer.AuthSCRAM: pgwire.AuthSCRAM,
 		bouncer.AuthMD5:   pgwire.AuthMD5,
 		bouncer.AuthTrust: pgwire.AuthTrust,
+		bouncer.AuthPlain: pgwire.AuthPlain,
 	}[f.AuthType]
+	c.AuthType = map[bouncer.AuthType]pooler.AuthType{
+		bouncer.AuthAny:  pooler.AuthAny,
+		bouncer.AuthCert: pooler.AuthCert,
+		bouncer.AuthPeer: pooler.AuthPeer,
+		bouncer.AuthHBA:  pooler.AuthHBA,
+	}[f.AuthType]
+	c.HBA = f.HBA
+	c.AuthUser, c.AuthQuery, c.AuthDBName = f.AuthUser, f.AuthQuery, f.AuthDBName
 	if c.ClientTLS, err = tlsSide(&f.ClientTLS); err != nil {
 		return c, err
 	}
@@ -167,6 +181,7 @@ func database(d *bouncer.Database) (out pooler.Database, err error) {
 		MinPoolSize: d.MinPoolSize, ReservePoolSize: d.ReservePoolSize,
 		MaxConnections: d.MaxConnections, MaxClientConnections: d.MaxClientConnections,
 		ServerLifetime: d.ServerLifetime, QueryWaitTimeout: d.QueryWaitTimeout,
+		AuthUser: d.AuthUser, AuthQuery: d.AuthQuery, AuthDBName: d.AuthDBName,
 	}
 	if d.Password != "" {
 		out.Secret = pgwire.PlainSecret(d.Password)

@@ -45,7 +45,10 @@ func (p *Pooler) secretFor(pl *pool) pgwire.Secret {
 	if pl.db.Secret.Kind != pgwire.SecretNone {
 		return pl.db.Secret
 	}
-	return p.conf().Users[pl.key.user]
+	if s, ok := p.conf().lookup(pl.key.user); ok {
+		return s
+	}
+	return pl.secret
 }
 
 // place is where a server may be.
@@ -207,6 +210,8 @@ func (p *Pooler) connectTo(ctx context.Context, at place, target TargetSession, 
 	if err != nil {
 		return loggedIn{}, err
 	}
+	info, binding := secured.describeTLS()
+	login.Binding = binding
 	session, err := pgwire.ConnectServer(ctx, conn, login)
 	if err != nil {
 		_ = conn.Close() // the login's error says it all
@@ -225,7 +230,7 @@ func (p *Pooler) connectTo(ctx context.Context, at place, target TargetSession, 
 	if at.network == "unix" {
 		n.addr = at.addr
 	}
-	n.tlsInfo, _ = secured.describeTLS()
+	n.tlsInfo = info
 	if n.fd, err = takeTLS(conn, secured); err != nil {
 		return loggedIn{}, err
 	}

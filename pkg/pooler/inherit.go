@@ -109,7 +109,7 @@ func (m *machine) inheritClient(r *carriedClient, db *Database, fd int) (*client
 		return nil, errNoStatements
 	case r.Skip < 0:
 		return nil, errors.New("its input makes no sense")
-	case m.byPID[r.PID] != nil:
+	case len(r.Secret) < pgwire.SecretLen30 || m.clientByKey(pgwire.CancelKey{PID: r.PID, Secret: string(r.Secret)}) != nil:
 		return nil, errKeyTaken
 	}
 	cl := &client{
@@ -136,7 +136,7 @@ func (m *machine) inheritClient(r *carriedClient, db *Database, fd int) (*client
 	cl.use.clients++
 	p.dbUse.clients++
 	p.clients[clientNew]++
-	m.byPID[cl.key.PID] = cl
+	m.addKey(cl)
 	m.hold(cl, r.Input)
 	cl.in.left, cl.in.drop = r.Skip, r.Skip > 0
 	m.moveClient(cl, clientLeaving)

@@ -60,6 +60,7 @@ type limits struct {
 	poolIdle       time.Duration // after which an unused pool is forgotten; 0: never
 	autoIdle       time.Duration // one of a database that the entry * made; 0: never
 	fastClose      bool          // a server that is to be replaced goes though a session goes on there
+	peerID         int           // stands in cancel keys; 0: nothing does
 	roundRobin     bool          // servers are used in turn
 	noPQExec       bool          // simple queries are refused
 	maxPacket      int           // bytes of a client's message; 0: any number
@@ -114,6 +115,7 @@ func limitsOf(c *Config) limits {
 		poolIdle:       c.PoolIdleTimeout,
 		autoIdle:       c.AutoDBIdleTimeout,
 		fastClose:      c.ServerFastClose,
+		peerID:         c.PeerID,
 		roundRobin:     c.ServerRoundRobin,
 		noPQExec:       c.DisablePQExec,
 		maxPacket:      c.MaxPacketSize,
@@ -149,7 +151,7 @@ type machine struct {
 	free  []uint32
 
 	pools map[poolKey]*pool
-	byPID map[uint32]*client
+	byPID map[uint32]*client // the first four bytes of cancel keys; others follow by client.sameKey
 
 	dbUses, userUses usages
 	// blocked: a limit keeps a pool from growing. Freed: since it was last looked
@@ -268,6 +270,7 @@ type newcomer struct {
 	database *Database
 	from     *settings // that the database is from
 	login    string    // the user that it is
+	own      bool      // our own user, by a Unix socket: an admin
 	user     string    // the user that its servers are logged in as
 	protocol pgwire.Version
 	addr     netip.AddrPort // whom it is: the peer, or whom a trusted balancer speaks for
@@ -276,6 +279,7 @@ type newcomer struct {
 	vars     vars
 	varsSet  [numVars]bool
 	keys     *pgwire.ScramKeys // what its login revealed
+	secret   pgwire.Secret     // what auth_query found
 }
 
 // addClient takes a client in. Its welcome follows as soon as the pool's
@@ -284,6 +288,9 @@ func (m *machine) addClient(n newcomer) *client {
 	p := m.poolFor(n.database, n.user)
 	if n.keys != nil {
 		p.keys = n.keys
+	}
+	if n.secret.Kind != pgwire.SecretNone {
+		p.secret = n.secret
 	}
 	cl := &client{
 		pool: p, id: n.id, protocol: n.protocol, login: n.login, addr: n.addr, local: n.local,
@@ -297,13 +304,7 @@ func (m *machine) addClient(n newcomer) *client {
 	cl.use.clients++
 	p.dbUse.clients++
 	p.clients[clientNew]++
-	for {
-		cl.key = pgwire.NewCancelKey(n.protocol)
-		if m.byPID[cl.key.PID] == nil {
-			break
-		}
-	}
-	m.byPID[cl.key.PID] = cl
+	m.enroll(cl)
 	p.stats.Logins++
 	m.moveClient(cl, clientGreeting)
 	m.emit(&cl.conn, pgwire.AppendAuthenticationOk(nil))
@@ -393,9 +394,7 @@ func (m *machine) forget(cl *client) {
 		cl.use = nil
 		cl.pool.dbUse.clients--
 	}
-	if m.byPID[cl.key.PID] == cl {
-		delete(m.byPID, cl.key.PID)
-	}
+	m.dropKey(cl)
 	m.stmts.unnameAll(cl, func(string) bool { return true })
 	cl.names, cl.unnamed = nil, nil
 	m.hold(cl, nil)

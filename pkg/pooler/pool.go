@@ -49,6 +49,7 @@ type pool struct {
 	greeting list[client]
 
 	params paramList         // what a server reported at login; nil before the first
+	secret pgwire.Secret     // of the last client whom auth_query found
 	keys   *pgwire.ScramKeys // of the last client that proved them
 	cache  pgwire.KeyCache   // used by the goroutines that dial
 

@@ -56,6 +56,7 @@ type client struct {
 
 	id       uint64 // for the console
 	key      pgwire.CancelKey
+	sameKey  *client // the next one whose key begins with the same four bytes
 	protocol pgwire.Version
 	login    string // the user that it is
 	use      *usage // of that user; nil when it is not counted any more

@@ -365,7 +365,7 @@ func TestHandoverKnowsAllState(t *testing.T) {
 		of    any
 		known string
 	}{
-		{client{}, `conn state pool lk server id key protocol login use mode renames addr local vars varsSet held heldEnd names
+		{client{}, `conn state pool lk server id key sameKey protocol login use mode renames addr local vars varsSet held heldEnd names
 			unnamed unnamedSeq refused waitNotified stays cancelWanted connectedAt requestedAt since linkedAt`},
 		{server{}, `conn state pool lk client id key network addr host byName local vars epoch expects flight skipping copyIn stalled tainted
 			touched status lastType prepared unnamedSeq flightNo unnamedFlight cancels cancelled cut graceful rolledBack setError

@@ -65,6 +65,15 @@ var settings = map[string]rule[file]{
 	"sbuf_loopcnt": moot[file](mootBuffers),
 	"service_name": moot[file](mootService),
 
+	"unix_socket_dir": supported(func(f *file, value string) error {
+		if value != "" && value[0] != '/' && value[0] != '@' {
+			return fmt.Errorf("%q is neither an absolute path nor an abstract name", value)
+		}
+		f.UnixSocketDir, f.UnixSocketGiven = value, true
+		return nil
+	}),
+	"unix_socket_group": setText(func(f *file) *string { return &f.UnixSocketGroup }),
+	"unix_socket_mode":  supported(setSocketMode),
 	"trusted_balancers": supported(func(f *file, value string) (err error) {
 		f.TrustedBalancers, err = parseNetworks(value)
 		return err
@@ -102,6 +111,11 @@ var settings = map[string]rule[file]{
 	"server_reset_query":          setText(func(f *file) *string { return &f.ServerResetQuery }),
 	"server_reset_query_always":   setBool(func(f *file) *bool { return &f.ServerResetQueryAlways }),
 
+	"auth_user":            setText(func(f *file) *string { return &f.AuthUser }),
+	"auth_query":           setText(func(f *file) *string { return &f.AuthQuery }),
+	"auth_dbname":          setText(func(f *file) *string { return &f.AuthDBName }),
+	"auth_hba_file":        setText(func(f *file) *string { return &f.HBAFile }),
+	"auth_ident_file":      setText(func(f *file) *string { return &f.IdentFile }),
 	"client_tls_sslmode":   tlsMode(client),
 	"client_tls_key_file":  tlsFile(client, func(t *TLS) *string { return &t.KeyFile }),
 	"client_tls_cert_file": tlsFile(client, func(t *TLS) *string { return &t.CertFile }),
@@ -124,18 +138,10 @@ var settings = map[string]rule[file]{
 		return nil
 	}),
 
-	"auth_dbname":            only[file](""),
-	"auth_hba_file":          only[file](""),
-	"auth_ident_file":        only[file](""),
 	"auth_ldap_options":      only[file](""),
-	"auth_query":             only[file](""),
-	"auth_user":              only[file](""),
 	"dns_zone_check_period":  off[file](),
 	"scram_iterations":       only[file]("4096"),
 	"track_extra_parameters": only[file]("IntervalStyle"),
-	"unix_socket_dir":        only[file](""),
-	"unix_socket_group":      moot[file](mootUnix),
-	"unix_socket_mode":       moot[file](mootUnix),
 }
 
 // ownSettings are the keys that PgBouncer does not know.
@@ -144,6 +150,9 @@ var ownSettings = []string{"control_socket", "trusted_balancers"}
 // defaultTexts are the defaults of the settings that are supported, in
 // PgBouncer's spelling.
 var defaultTexts = map[string]string{
+	"unix_socket_dir":             "/tmp",
+	"unix_socket_group":           "",
+	"unix_socket_mode":            "0777",
 	"log_stats":                   "1",
 	"logfile":                     "",
 	"login_notify_message":        "",
@@ -179,6 +188,11 @@ var defaultTexts = map[string]string{
 	"transaction_timeout":         "0",
 	"application_name_add_host":   "0",
 	"auth_file":                   "",
+	"auth_user":                   "",
+	"auth_dbname":                 "",
+	"auth_query":                  defaultAuthQuery,
+	"auth_hba_file":               "",
+	"auth_ident_file":             "",
 	"auth_type":                   "md5",
 	"cancel_wait_timeout":         "10",
 	"client_login_timeout":        "60",
@@ -239,6 +253,9 @@ var ownDatabaseKeys = []string{"target_session_attrs"}
 var databaseKeys = map[string]rule[Database]{
 	"host":                      supported(setHost),
 	"port":                      setInt(1, 65535, func(d *Database) *int { return &d.Port }),
+	"auth_user":                 setText(func(d *Database) *string { return &d.AuthUser }),
+	"auth_query":                setText(func(d *Database) *string { return &d.AuthQuery }),
+	"auth_dbname":               setText(func(d *Database) *string { return &d.AuthDBName }),
 	"dbname":                    setString(func(d *Database) *string { return &d.DBName }),
 	"user":                      setString(func(d *Database) *string { return &d.User }),
 	"password":                  setString(func(d *Database) *string { return &d.Password }),
@@ -253,9 +270,6 @@ var databaseKeys = map[string]rule[Database]{
 	"pool_mode":                 setPoolMode(func(d *Database) *string { return &d.PoolMode }),
 
 	"application_name":   {},
-	"auth_dbname":        {},
-	"auth_query":         {},
-	"auth_user":          {},
 	"client_encoding":    {},
 	"connect_query":      {},
 	"datestyle":          {},
