@@ -101,6 +101,9 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 	c.CancelWaitTimeout = f.CancelWaitTimeout
 	c.SuspendTimeout = f.SuspendTimeout
 	c.StatsPeriod = f.StatsPeriod
+	c.LeakGuard = map[string]pooler.Guard{
+		"clean": pooler.GuardClean, "count": pooler.GuardCount, "refuse": pooler.GuardRefuse, "off": pooler.GuardOff,
+	}[f.LeakGuard]
 	c.AdminUsers, c.StatsUsers = f.AdminUsers, f.StatsUsers
 	c.AddHost = f.ApplicationNameAddHost
 	c.Version = version()

@@ -145,6 +145,10 @@ type Config struct {
 	SuspendTimeout       time.Duration // for buffers to be emptied at SUSPEND; 0: none
 	ShutdownTimeout      time.Duration // for transactions to end when Run is cancelled
 
+	// LeakGuard is what becomes of what a client leaves behind in a server's
+	// session in transaction or statement pooling.
+	LeakGuard Guard
+
 	// StatsPeriod is the time over which the console's averages are taken.
 	StatsPeriod time.Duration
 
