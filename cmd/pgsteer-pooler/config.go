@@ -101,6 +101,9 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 	c.CancelWaitTimeout = f.CancelWaitTimeout
 	c.SuspendTimeout = f.SuspendTimeout
 	c.StatsPeriod = f.StatsPeriod
+	c.LeakGuard = map[string]pooler.Guard{
+		"clean": pooler.GuardClean, "count": pooler.GuardCount, "refuse": pooler.GuardRefuse, "off": pooler.GuardOff,
+	}[f.LeakGuard]
 	c.AdminUsers, c.StatsUsers = f.AdminUsers, f.StatsUsers
 	c.AddHost = f.ApplicationNameAddHost
 	c.Version = version()
@@ -207,9 +210,6 @@ func database(d *bouncer.Database) (out pooler.Database, err error) {
 }
 
 const (
-	// memoryLimit is for the instance of 512 MB that this pooler is made for:
-	// what is left is for the kernel's socket buffers, which count too.
-	memoryLimit = 380 << 20
 	// spareFiles are descriptors beside those of clients and servers: the
 	// event loop's, listeners, cancel requests, the console's sessions, clients
 	// above the limit that are being told so, clients that took their leave and
@@ -220,7 +220,7 @@ const (
 // setLimits sets the process's limits before it takes any connection.
 func setLimits(c *pooler.Config, log *slog.Logger) error {
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryLimit)
+		debug.SetMemoryLimit(memoryFor(cgroupMemory("/proc/self/cgroup", "/sys/fs/cgroup")))
 	}
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {

@@ -83,7 +83,7 @@ func TestConfig(t *testing.T) {
 		ServerIdleTimeout: 6 * time.Second, QueryWaitTimeout: 7 * time.Second, ClientLoginTimeout: 8 * time.Second,
 		ControlSocket:    "/run/pgsteer/test.sock",
 		TrustedBalancers: []netip.Prefix{netip.MustParsePrefix("192.168.1.100/32")},
-		AdminUsers:       []string{"alice"}, StatsUsers: []string{"bob", "alice"}, StatsPeriod: 10 * time.Second, AddHost: true,
+		AdminUsers:       []string{"alice"}, StatsUsers: []string{"bob", "alice"}, StatsPeriod: 10 * time.Second, LeakGuard: pooler.GuardCount, AddHost: true,
 		LogStats: true, LoginNotice: "hello", PeerID: 1,
 		Peers:             []pooler.Peer{{ID: 2, Host: "127.0.0.1", Port: 7000, PoolSize: 3}},
 		CancelWaitTimeout: 9 * time.Second, SuspendTimeout: 12 * time.Second, ShutdownTimeout: pooler.DefaultConfig().ShutdownTimeout,

@@ -92,7 +92,10 @@ func (p *Pooler) authenticate(conn net.Conn, s *pgwire.Startup, n *newcomer) (pg
 		}
 		return as, nil
 	}
-	return c.auth.Authenticate(conn, s, pgwire.Challenge{Method: method, Secret: secret, Known: known, Binding: n.binding})
+	r := &rationed{Conn: conn, slots: p.logins, done: p.ctx.Done()}
+	r.acquire()
+	defer r.release()
+	return c.auth.Authenticate(r, s, pgwire.Challenge{Method: method, Secret: secret, Known: known, Binding: n.binding})
 }
 
 func unknownUser(known bool) error {

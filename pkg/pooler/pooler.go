@@ -39,7 +39,9 @@ type Pooler struct {
 	lateEnd     context.CancelFunc
 	// handshakes holds an entry for each handshake that computes.
 	handshakes chan struct{}
-	auths      authBook
+	// logins holds an entry for each authentication that computes.
+	logins chan struct{}
+	auths  authBook
 
 	clients atomic.Int64 // connected
 	parting atomic.Int64 // goroutines that wait for a client's close
@@ -64,7 +66,10 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pooler{log: log, done: make(chan struct{}), auths: newAuthBook(), handshakes: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	p := &Pooler{
+		log: log, done: make(chan struct{}), auths: newAuthBook(),
+		handshakes: make(chan struct{}, runtime.GOMAXPROCS(0)), logins: make(chan struct{}, runtime.GOMAXPROCS(0)),
+	}
 	p.inForce.Store(s)
 	p.addresses = newAddressBook(p.addressesChanged)
 	if config.lookup != nil {

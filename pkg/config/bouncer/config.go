@@ -125,6 +125,10 @@ type Config struct {
 	CancelWaitTimeout    time.Duration // never 0
 	SuspendTimeout       time.Duration
 
+	// LeakGuard is clean, count, refuse or off: what becomes of session state in
+	// transaction pooling.
+	LeakGuard string
+
 	IgnoreStartupParameters []string // names in lower case
 	ApplicationNameAddHost  bool
 
@@ -276,6 +280,7 @@ func defaults() Config {
 		CancelWaitTimeout:     10 * time.Second,
 		SuspendTimeout:        10 * time.Second,
 		StatsPeriod:           time.Minute,
+		LeakGuard:             "clean",
 		LogStats:              true,
 		SyslogFacility:        "daemon",
 		SyslogIdent:           "pgbouncer",
