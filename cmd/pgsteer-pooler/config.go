@@ -101,6 +101,9 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 	c.CancelWaitTimeout = f.CancelWaitTimeout
 	c.SuspendTimeout = f.SuspendTimeout
 	c.StatsPeriod = f.StatsPeriod
+	c.LeakGuard = map[string]pooler.Guard{
+		"clean": pooler.GuardClean, "count": pooler.GuardCount, "refuse": pooler.GuardRefuse, "off": pooler.GuardOff,
+	}[f.LeakGuard]
 	c.AdminUsers, c.StatsUsers = f.AdminUsers, f.StatsUsers
 	c.AddHost = f.ApplicationNameAddHost
 	c.Version = version()
@@ -182,6 +185,14 @@ func database(d *bouncer.Database) (out pooler.Database, err error) {
 		MaxConnections: d.MaxConnections, MaxClientConnections: d.MaxClientConnections,
 		ServerLifetime: d.ServerLifetime, QueryWaitTimeout: d.QueryWaitTimeout,
 		AuthUser: d.AuthUser, AuthQuery: d.AuthQuery, AuthDBName: d.AuthDBName,
+	}
+	for _, p := range []pgwire.Param{
+		{Name: "client_encoding", Value: d.ClientEncoding}, {Name: "datestyle", Value: d.DateStyle},
+		{Name: "timezone", Value: d.TimeZone}, {Name: "application_name", Value: d.ApplicationName},
+	} {
+		if p.Value != "" {
+			out.Params = append(out.Params, p)
+		}
 	}
 	if d.Password != "" {
 		out.Secret = pgwire.PlainSecret(d.Password)

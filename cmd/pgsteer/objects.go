@@ -40,6 +40,7 @@ func objects() []object {
 		{name: "audit", about: "a recount of the flow table against the active counts", commands: auditCommands()},
 		{name: "capture", about: "packets before and after the XDP program's rewriting", commands: captureCommands(), ownOptions: true},
 		{name: "doctor", about: "what stands in the way of this machine being a balancer", commands: doctorCommands()},
+		{name: "config", about: "pgsteerd's configuration", commands: configCommands()},
 		{name: "keygen", about: "a new key for the replication between the two nodes", commands: keygenCommands()},
 	}
 }

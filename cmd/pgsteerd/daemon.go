@@ -38,7 +38,8 @@ type balancerDaemon struct {
 	sync       *replication     // nil when there is no other node
 	notifier   *notify.Notifier // nil when nobody is told
 	stats      *stats.Server
-	admin      *admin.Server // nil when another process has the socket
+	admin      *admin.Server  // nil when another process has the socket
+	runtime    *admin.Runtime // nil when there is none, or another process has the socket
 	device     *device
 	supervisor *supervisor
 	notify     func(string)
@@ -145,6 +146,25 @@ func (d *balancerDaemon) openController() error {
 		return err
 	}
 	d.closers = append(d.closers, d.admin)
+	return d.openRuntime()
+}
+
+// openRuntime opens the socket that answers as HAProxy's does.
+func (d *balancerDaemon) openRuntime() (err error) {
+	if d.cfg.Admin.HAProxySocket == "" {
+		return nil
+	}
+	d.runtime, err = admin.OpenRuntime(admin.RuntimeConfig{
+		Socket: d.cfg.Admin.HAProxySocket, Controller: d.controller, Shows: stats.Runtime{Snapshot: d.snapshot}, Log: d.log,
+	})
+	if errors.Is(err, admin.ErrInUse) {
+		d.log.Error("nothing answers as HAProxy does; set admin.haproxy_socket to a path of its own", "error", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	d.closers = append(d.closers, d.runtime)
 	return nil
 }
 
@@ -267,6 +287,9 @@ func (d *balancerDaemon) run(ctx context.Context) error {
 	}
 	if d.admin != nil {
 		base = append(base, part{"the admin socket", d.admin.Run})
+	}
+	if d.runtime != nil {
+		base = append(base, part{"the runtime socket", d.runtime.Run})
 	}
 	if d.sync != nil {
 		base = append(base, part{"the replication", d.sync.run})

@@ -94,7 +94,7 @@ func TestLoadFull(t *testing.T) {
 			KeyFile: "/etc/pgsteer/sync.key", Heartbeat: 50 * time.Millisecond,
 		},
 		Stats: Stats{Listen: "127.0.0.1:9000", Port: 9000},
-		Admin: Admin{Socket: "/run/other/admin.sock", StateFile: "/var/lib/other/orders.json"},
+		Admin: Admin{Socket: "/run/other/admin.sock", StateFile: "/var/lib/other/orders.json", HAProxySocket: "/run/other/haproxy.sock"},
 		Notify: Notify{
 			StatsURL: "https://lb.example.com/stats", StateFile: "/var/lib/other/notify.json", Coalesce: 5 * time.Second,
 			Slack:   &NotifyURL{URL: Secret{Credential: "slack-url"}, Timeout: 3 * time.Second},

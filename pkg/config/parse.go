@@ -177,11 +177,17 @@ func parseStats(root section) Stats {
 }
 
 func parseAdmin(root section) Admin {
-	s := root.sub("admin", "socket", "state_file")
-	return Admin{
+	s := root.sub("admin", "socket", "state_file", "haproxy_socket")
+	a := Admin{
 		Socket:    get(s, "socket", "/run/pgsteer/admin.sock", socketPath),
 		StateFile: get(s, "state_file", "/var/lib/pgsteer/orders.json", path),
+
+		HAProxySocket: get(s, "haproxy_socket", "", socketPath),
 	}
+	if a.HAProxySocket != "" && a.HAProxySocket == a.Socket {
+		s.at("haproxy_socket").fail("%s is the admin socket itself", a.Socket)
+	}
+	return a
 }
 
 func parseLog(root section) Log {

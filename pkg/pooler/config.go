@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"time"
 
@@ -17,6 +18,9 @@ import (
 type Config struct {
 	// Listen are the addresses to listen at, host:port each.
 	Listen []string
+	// Sockets are listening sockets that are there already. Those at an address of
+	// Listen are used, and closed at the end; the others are the caller's.
+	Sockets []*net.TCPListener
 	// UnixSocket is where to listen besides.
 	UnixSocket UnixSocket
 	// Backlog is the length of the kernel's queue of connections not yet
@@ -141,6 +145,10 @@ type Config struct {
 	SuspendTimeout       time.Duration // for buffers to be emptied at SUSPEND; 0: none
 	ShutdownTimeout      time.Duration // for transactions to end when Run is cancelled
 
+	// LeakGuard is what becomes of what a client leaves behind in a server's
+	// session in transaction or statement pooling.
+	LeakGuard Guard
+
 	// StatsPeriod is the time over which the console's averages are taken.
 	StatsPeriod time.Duration
 
@@ -201,6 +209,10 @@ type Database struct {
 	ServerLifetime                       time.Duration // 0: the Config's
 	QueryWaitTimeout                     time.Duration // 0: the Config's, negative: none
 	AuthUser, AuthQuery, AuthDBName      string        // empty: the Config's
+
+	// Params are run-time parameters that servers are logged in with. Where they
+	// are tracked, they hold for clients that do not name them.
+	Params []pgwire.Param
 
 	auto bool // made from Config.Fallback
 }

@@ -23,6 +23,7 @@ func (p *Pooler) dial(pl *pool) {
 		Secret:   p.secretFor(pl),
 		Keys:     pl.keys,
 		Cache:    &pl.cache,
+		Params:   pl.db.Params,
 	}
 	db, epoch := pl.db, pl.epoch
 	p.wg.Go(func() {

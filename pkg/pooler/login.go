@@ -149,8 +149,8 @@ func (p *Pooler) adoptClient(n newcomer) {
 	}
 }
 
-// parameters takes the startup parameters that follow the client, and refuses
-// those that nobody would honour.
+// parameters takes the startup parameters, which follow the client from server
+// to server.
 func (p *Pooler) parameters(n *newcomer, s *pgwire.Startup) error {
 	for _, param := range s.Params {
 		switch {
@@ -165,8 +165,7 @@ func (p *Pooler) parameters(n *newcomer, s *pgwire.Startup) error {
 				return err
 			}
 		default:
-			return pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation,
-				"unsupported startup parameter: "+param.Name)
+			n.extra = append(n.extra, param)
 		}
 	}
 	if p.conf().AddHost {
@@ -225,8 +224,7 @@ func (p *Pooler) options(n *newcomer, text string) error {
 		}
 		name = strings.ReplaceAll(name, "-", "_")
 		if !p.parameter(n, name, value) && !p.conf().ignore[strings.ToLower(name)] {
-			return pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation,
-				"unsupported startup parameter in options: "+name)
+			n.extra = append(n.extra, pgwire.Param{Name: name, Value: value})
 		}
 	}
 	return nil

@@ -67,6 +67,7 @@ type limits struct {
 	reserveAfter   time.Duration // how long a client waits before its pool's reserve is used; 0: it is not
 	maxUser        int           // servers of a user, over all databases; 0: any number
 	maxUserClients int
+	leakGuard      Guard
 	gatherBudget   int // bytes of unfinished messages, over all clients
 
 	login, logout, trouble slog.Level // of what is logged about each connection
@@ -122,6 +123,7 @@ func limitsOf(c *Config) limits {
 		reserveAfter:   c.ReservePoolTimeout,
 		maxUser:        c.MaxUserConnections,
 		maxUserClients: c.MaxUserClientConnections,
+		leakGuard:      c.LeakGuard,
 		gatherBudget:   gatherBudget,
 		login:          levelIf(c.LogConnections, slog.LevelInfo),
 		logout:         levelIf(c.LogDisconnections, slog.LevelInfo),
@@ -278,6 +280,7 @@ type newcomer struct {
 	local    netip.AddrPort // where it was accepted
 	vars     vars
 	varsSet  [numVars]bool
+	extra    []pgwire.Param    // other run-time parameters of its startup packet
 	keys     *pgwire.ScramKeys // what its login revealed
 	secret   pgwire.Secret     // what auth_query found
 }
@@ -294,8 +297,8 @@ func (m *machine) addClient(n newcomer) *client {
 	}
 	cl := &client{
 		pool: p, id: n.id, protocol: n.protocol, login: n.login, addr: n.addr, local: n.local,
-		vars: n.vars, varsSet: n.varsSet, connectedAt: m.now,
-		mode: p.mode, renames: m.maxPrepared(p) > 0,
+		applied: applied{paramState: paramState{vars: n.vars, rest: newParams(n.extra)}}, varsSet: n.varsSet, connectedAt: m.now,
+		mode: p.mode, renames: m.maxPrepared(p) > 0, watched: m.limits.leakGuard != GuardOff && p.mode != PoolSession,
 	}
 	cl.cl, cl.tls, cl.tlsInfo = cl, n.tls, n.tlsInfo
 	m.enter(&cl.conn, n.fd)
@@ -331,17 +334,21 @@ func (m *machine) addClient(n newcomer) *client {
 
 // greet sends a client what follows AuthenticationOk (section 53.2.1).
 func (m *machine) greet(cl *client) {
-	defaults := cl.pool.params.vars()
+	defaults := cl.pool.params.state()
 	var out []byte
 	for i := range cl.vars {
 		if !cl.varsSet[i] {
-			cl.vars[i] = defaults[i]
+			cl.vars[i] = defaults.vars[i]
 		}
 	}
+	cl.facts = defaults.facts
+	cl.seal()
 	for _, p := range cl.pool.params {
 		value := p.Value
 		if i := varIndex(p.Name); i >= 0 {
 			value = cl.vars[i]
+		} else if v, ok := cl.rest.get(p.Name); ok {
+			value = v
 		}
 		out = pgwire.AppendParameterStatus(out, p.Name, value)
 	}

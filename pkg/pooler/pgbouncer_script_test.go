@@ -36,7 +36,7 @@ var script = []step{
 	{"eve", "SHOW FDS", ""},
 	// Clients.
 	{"a", "connect nope", "3D000 as in PostgreSQL and in PgBouncer from 1.25 on"},
-	{"a", "connect app nonsense=1", ""},
+	{"a", "connect app nonsense=1", "startup parameters are PostgreSQL's to refuse, in the first transaction"},
 	{"a", "connect app", ""},
 	{"a", "select 'one'", ""},
 	{"a", "select nonsense", ""},

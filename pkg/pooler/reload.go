@@ -50,6 +50,7 @@ func (p *Pooler) reload(c Config) error {
 func (c *Config) keepFixed(old *Config) (changed []string) {
 	c.UnixSocket = old.UnixSocket
 	c.Listen, c.Backlog, c.ReusePort, c.TrustedBalancers = old.Listen, old.Backlog, old.ReusePort, old.TrustedBalancers
+	c.Sockets = old.Sockets
 	c.ControlSocket, c.TakeOver = old.ControlSocket, old.TakeOver
 	c.TCP.DeferAccept, c.TCP.Buffer = old.TCP.DeferAccept, old.TCP.Buffer
 	c.AuthSeed, c.Version, c.parting = old.AuthSeed, old.Version, old.parting

@@ -125,6 +125,10 @@ type Config struct {
 	CancelWaitTimeout    time.Duration // never 0
 	SuspendTimeout       time.Duration
 
+	// LeakGuard is clean, count, refuse or off: what becomes of session state in
+	// transaction pooling.
+	LeakGuard string
+
 	IgnoreStartupParameters []string // names in lower case
 	ApplicationNameAddHost  bool
 
@@ -181,6 +185,9 @@ type Database struct {
 	ServerLifetime                       time.Duration // 0 is for the Config's
 	QueryWaitTimeout                     time.Duration // 0 is for the Config's, -1 for none
 	AuthUser, AuthQuery, AuthDBName      string        // "" for the Config's
+
+	// What the server is asked for at each login; "" for its own.
+	ApplicationName, ClientEncoding, DateStyle, TimeZone string
 }
 
 // Peer is an entry of [peers]: another pooler that a cancel request may be meant
@@ -273,6 +280,7 @@ func defaults() Config {
 		CancelWaitTimeout:     10 * time.Second,
 		SuspendTimeout:        10 * time.Second,
 		StatsPeriod:           time.Minute,
+		LeakGuard:             "clean",
 		LogStats:              true,
 		SyslogFacility:        "daemon",
 		SyslogIdent:           "pgbouncer",

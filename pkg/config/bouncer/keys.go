@@ -45,6 +45,13 @@ var settings = map[string]rule[file]{
 		f.StatsPeriod = time.Duration(n) * time.Second
 		return err
 	}),
+	"leak_guard": supported(func(f *file, value string) error {
+		f.LeakGuard = strings.ToLower(value)
+		if !slices.Contains([]string{"clean", "count", "refuse", "off"}, f.LeakGuard) {
+			return fmt.Errorf("want clean, count, refuse or off, not %q", value)
+		}
+		return nil
+	}),
 	"control_socket":       supported(setControlSocket),
 	"log_stats":            setBool(func(f *file) *bool { return &f.LogStats }),
 	"logfile":              setText(func(f *file) *string { return &f.LogFile }),
@@ -138,14 +145,16 @@ var settings = map[string]rule[file]{
 		return nil
 	}),
 
-	"auth_ldap_options":      only[file](""),
-	"dns_zone_check_period":  off[file](),
-	"scram_iterations":       only[file]("4096"),
-	"track_extra_parameters": only[file]("IntervalStyle"),
+	"auth_ldap_options":     only[file](""),
+	"dns_zone_check_period": off[file](),
+	"scram_iterations":      only[file]("4096"),
+
+	// What PostgreSQL reports is tracked, and PgBouncer can track no more.
+	"track_extra_parameters": supported(func(*file, string) error { return nil }),
 }
 
 // ownSettings are the keys that PgBouncer does not know.
-var ownSettings = []string{"control_socket", "trusted_balancers"}
+var ownSettings = []string{"control_socket", "leak_guard", "trusted_balancers"}
 
 // defaultTexts are the defaults of the settings that are supported, in
 // PgBouncer's spelling.
@@ -243,6 +252,8 @@ var defaultTexts = map[string]string{
 	"stats_users":                 "",
 	"control_socket":              "",
 	"trusted_balancers":           "",
+	"leak_guard":                  "clean",
+	"track_extra_parameters":      "IntervalStyle",
 }
 
 // ownDatabaseKeys are the parameters there that PgBouncer does not know.
@@ -269,14 +280,14 @@ var databaseKeys = map[string]rule[Database]{
 	"server_lifetime":           setTime(func(d *Database) *time.Duration { return &d.ServerLifetime }),
 	"pool_mode":                 setPoolMode(func(d *Database) *string { return &d.PoolMode }),
 
-	"application_name":   {},
-	"client_encoding":    {},
+	"application_name":   setString(func(d *Database) *string { return &d.ApplicationName }),
+	"client_encoding":    setString(func(d *Database) *string { return &d.ClientEncoding }),
 	"connect_query":      {},
-	"datestyle":          {},
+	"datestyle":          setString(func(d *Database) *string { return &d.DateStyle }),
 	"load_balance_hosts": setWord(func(d *Database) *string { return &d.LoadBalanceHosts }, "round-robin", "disable"),
 	"target_session_attrs": setWord(func(d *Database) *string { return &d.TargetSessionAttrs },
 		"any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
-	"timezone": {},
+	"timezone": setString(func(d *Database) *string { return &d.TimeZone }),
 }
 
 // setHost takes hosts, or directories of servers' unix sockets, separated by

@@ -70,6 +70,7 @@ func TestLoadGood(t *testing.T) {
 		CancelWaitTimeout:      10 * time.Second,
 		SuspendTimeout:         10 * time.Second,
 		StatsPeriod:            30 * time.Second,
+		LeakGuard:              "refuse",
 		AdminUsers:             []string{"app", "postgres"},
 		StatsUsers:             []string{"new"},
 		ApplicationNameAddHost: true,
@@ -152,7 +153,7 @@ func TestLoadDefaults(t *testing.T) {
 		ServerConnectTimeout: 15 * time.Second, ServerLoginRetry: 15 * time.Second,
 		ServerLifetime: 3600 * time.Second, ServerIdleTimeout: 600 * time.Second,
 		QueryWaitTimeout: 120 * time.Second, ClientLoginTimeout: 60 * time.Second,
-		CancelWaitTimeout: 10 * time.Second, SuspendTimeout: 10 * time.Second, StatsPeriod: 60 * time.Second,
+		CancelWaitTimeout: 10 * time.Second, SuspendTimeout: 10 * time.Second, StatsPeriod: 60 * time.Second, LeakGuard: "clean",
 		LogConnections: true, LogDisconnections: true, LogPoolerErrors: true, LogStats: true, SyslogFacility: "daemon", SyslogIdent: "pgbouncer",
 		Databases: []Database{{Name: "d", Host: "h", Port: 5432, DBName: "d", PoolSize: 20}},
 	}
