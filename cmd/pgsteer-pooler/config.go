@@ -27,6 +27,7 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 	c.Backlog = f.ListenBacklog
 	c.ReusePort = f.ReusePort
 	c.TrustedBalancers = f.TrustedBalancers
+	c.ControlSocket = controlSocket(f.ControlSocket, f.ListenPort)
 	c.AuthMethod = map[bouncer.AuthType]pgwire.AuthMethod{
 		bouncer.AuthSCRAM: pgwire.AuthSCRAM,
 		bouncer.AuthMD5:   pgwire.AuthMD5,

@@ -1,9 +1,13 @@
 // Command pgsteer-pooler is a transaction pooler for PostgreSQL that reads
 // PgBouncer's configuration.
 //
-//	pgsteer-pooler [-check] [-version] FILE.ini
+//	pgsteer-pooler [-check] [-version] [-takeover] [-d] FILE.ini
 //
 // The signals are PgBouncer's but for SIGTERM, which does not wait for ever:
+//
+// With -takeover it takes the connections of the pooler over that runs with the
+// same configuration, by its control socket. That one ends when it has handed over
+// all of them.
 //
 //	SIGHUP   reads the configuration again, as the console's RELOAD does; if it
 //	         is bad, the log says why, and all stays as it was
@@ -43,12 +47,15 @@ const (
 	exitUsage   = 2
 )
 
-const usageText = `Usage: pgsteer-pooler [-check] FILE.ini
+const usageText = `Usage: pgsteer-pooler [-check] [-takeover] [-d] FILE.ini
        pgsteer-pooler -version
 
-  FILE.ini  the configuration, as PgBouncer has it
-  -check    read the configuration, say what is wrong with it, and end
-  -version  print the version
+  FILE.ini       the configuration, as PgBouncer has it
+  -check         read the configuration, say what is wrong with it, and end
+  -takeover, -R  take over from the pooler that runs with this configuration:
+                 its clients stay connected
+  -d             run in the background
+  -version       print the version
 `
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -84,6 +91,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stdout, "%s: configuration is valid\n", opts.file)
 		return exitOK
 	}
+	if opts.background {
+		return background(args, stdout, stderr)
+	}
+	config.TakeOver = opts.takeOver
 	out := &logs{stderr: stderr}
 	log := out.logger()
 	if err := start(&file, config, loader, out, log); err != nil {
@@ -101,16 +112,23 @@ func start(file *bouncer.Config, config pooler.Config, loader *bouncer.Loader, o
 	if err := out.configure(file); err != nil {
 		return err
 	}
-	remove, err := writePID(file.PIDFile, log)
-	if err != nil {
+	remove := func() {}
+	defer func() { remove() }()
+	pid := func() (err error) {
+		remove, err = writePID(file.PIDFile, config.TakeOver, log)
 		return err
 	}
-	defer remove()
-	return serve(config, &reloader{loader: loader, log: log, out: out}, log)
+	if !config.TakeOver { // else the old process has its file until we are ready
+		if err := pid(); err != nil {
+			return err
+		}
+		pid = func() error { return nil }
+	}
+	return serve(config, &reloader{loader: loader, log: log, out: out}, pid, log)
 }
 
 // serve is the pooler's life.
-func serve(config pooler.Config, r *reloader, log *slog.Logger) error {
+func serve(config pooler.Config, r *reloader, opened func() error, log *slog.Logger) error {
 	if err := setLimits(&config, log); err != nil {
 		return err
 	}
@@ -128,11 +146,25 @@ func serve(config pooler.Config, r *reloader, log *slog.Logger) error {
 	watched := make(chan error, 1)
 	go func() { watched <- obey(signals, ended, cancel, p, log) }()
 
-	notify(daemon.SdNotifyReady, log)
+	if err := opened(); err != nil {
+		close(ended)
+		return errors.Join(err, <-watched, p.Close())
+	}
+	if err := sayReady(); err != nil {
+		log.Warn("failed to say that the start is over", "error", err)
+	}
+	if !p.TakesOver() { // the service is up already, and the old process speaks for it
+		notify(daemon.SdNotifyReady, log)
+	}
 	log.Info("started", "version", version(), "listen", fmt.Sprint(p.Addrs()), "max_clients", config.MaxClients,
 		"pool_size", config.PoolSize)
 	err = p.Run(ctx)
 	close(ended)
+	if pid := p.Successor(); pid != 0 {
+		// From now on systemd watches the other one. (It accepts that of a main
+		// process, so it is said by us.)
+		notify(fmt.Sprintf("MAINPID=%d", pid), log)
+	}
 	err = errors.Join(err, <-watched, p.Close())
 	if err == nil {
 		log.Info("stopped")
@@ -151,6 +183,8 @@ func notify(state string, log *slog.Logger) {
 type options struct {
 	file           string
 	check, version bool
+	takeOver       bool
+	background     bool
 }
 
 func parseFlags(args []string) (options, error) {
@@ -159,6 +193,12 @@ func parseFlags(args []string) (options, error) {
 	fs.SetOutput(io.Discard) // run prints the error, on one line
 	fs.BoolVar(&o.check, "check", false, "")
 	fs.BoolVar(&o.version, "version", false, "")
+	for _, name := range []string{"takeover", "R", "reboot"} { // the others are PgBouncer's
+		fs.BoolVar(&o.takeOver, name, false, "")
+	}
+	for _, name := range []string{"d", "daemon"} {
+		fs.BoolVar(&o.background, name, false, "")
+	}
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}

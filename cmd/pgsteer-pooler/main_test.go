@@ -78,6 +78,7 @@ func TestConfig(t *testing.T) {
 		IgnoreStartup:        []string{"extra_float_digits", "search_path"},
 		ServerConnectTimeout: 3 * time.Second, ServerLoginRetry: 4 * time.Second, ServerLifetime: 5 * time.Second,
 		ServerIdleTimeout: 6 * time.Second, QueryWaitTimeout: 7 * time.Second, ClientLoginTimeout: 8 * time.Second,
+		ControlSocket:    "/run/pgsteer/test.sock",
 		TrustedBalancers: []netip.Prefix{netip.MustParsePrefix("192.168.1.100/32")},
 		AdminUsers:       []string{"alice"}, StatsUsers: []string{"bob", "alice"}, StatsPeriod: 10 * time.Second, AddHost: true,
 		LogStats: true, LoginNotice: "hello", PeerID: 1,

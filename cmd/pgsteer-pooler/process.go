@@ -40,8 +40,9 @@ func become(name string) error {
 }
 
 // writePID writes the file with our process id, which is removed by the
-// function returned. One that names a living process is left alone.
-func writePID(path string, log *slog.Logger) (remove func(), err error) {
+// function returned. One that names a living process is left alone, unless that is
+// the one that we take over from.
+func writePID(path string, takeOver bool, log *slog.Logger) (remove func(), err error) {
 	if path == "" {
 		return func() {}, nil
 	}
@@ -49,6 +50,7 @@ func writePID(path string, log *slog.Logger) (remove func(), err error) {
 	switch pid, perr := strconv.Atoi(strings.TrimSpace(string(old))); {
 	case err != nil && !errors.Is(err, os.ErrNotExist):
 		return nil, fmt.Errorf("reading pidfile: %w", err)
+	case takeOver:
 	case err == nil && perr == nil && pid != os.Getpid() && pid > 0 && !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH):
 		return nil, fmt.Errorf("pidfile %s exists and process %d is alive: another instance running?", path, pid)
 	case err == nil:
@@ -58,6 +60,9 @@ func writePID(path string, log *slog.Logger) (remove func(), err error) {
 		return nil, fmt.Errorf("writing pidfile: %w", err)
 	}
 	return func() {
+		if now, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(now)) != strconv.Itoa(os.Getpid()) {
+			return // it is that of the process that has taken over
+		}
 		if err := os.Remove(path); err != nil {
 			log.Warn("failed to remove pidfile", "error", err)
 		}

@@ -81,7 +81,7 @@ func TestPIDFile(t *testing.T) {
 		if err := os.WriteFile(path, []byte(stale), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		remove, err := writePID(path, log)
+		remove, err := writePID(path, false, log)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -96,7 +96,7 @@ func TestPIDFile(t *testing.T) {
 	if err := os.WriteFile(path, []byte("1\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := writePID(path, log); err == nil || !strings.Contains(err.Error(), "another instance running?") {
+	if _, err := writePID(path, false, log); err == nil || !strings.Contains(err.Error(), "another instance running?") {
 		t.Errorf("init's file: %v", err)
 	}
 }

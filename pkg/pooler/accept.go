@@ -42,6 +42,10 @@ func (p *Pooler) accept(ln net.Listener) {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
+		if ne := net.Error(nil); errors.As(err, &ne) && ne.Timeout() { // another process accepts now
+			p.accepting.wait(p.ctx)
+			continue
+		}
 		p.log.Error("failed to accept client", "error", err)
 		if !isShortage(err) {
 			continue // the connection's own fault: it was gone already

@@ -16,6 +16,10 @@ const maxServerOut = 256 << 10
 // no server, it gets one or is put in the queue, where its data stay in the
 // socket.
 func (m *machine) admit(cl *client) bool {
+	if m.heir != nil && m.clientRests(cl) {
+		m.note(&cl.conn)
+		return false
+	}
 	switch cl.state {
 	case clientIdle:
 		switch {

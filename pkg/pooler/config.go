@@ -21,7 +21,13 @@ type Config struct {
 	Backlog int
 	// ReusePort sets SO_REUSEPORT, so that several processes can share a port.
 	ReusePort bool
-	TCP       TCPOptions
+	// ControlSocket is the path of the Unix socket at which another process may
+	// take over from this one. Empty: none can.
+	ControlSocket string
+	// TakeOver has Open take over from the process at ControlSocket, if there is
+	// one.
+	TakeOver bool
+	TCP      TCPOptions
 	// TrustedBalancers are the peers that are believed when the SYN of a
 	// connection names another address as its client's. Empty: nobody.
 	TrustedBalancers []netip.Prefix

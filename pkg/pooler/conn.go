@@ -28,6 +28,7 @@ type conn struct {
 	queued   bool // stands in machine.ready
 	dirty    bool // stands in machine.dirty
 	dropped  bool // descriptor closed, slot given back
+	noted    bool // stands in heir.candidates
 	parked   bool // not to be read while the pooler is suspended
 
 	in  framer

@@ -62,6 +62,9 @@ func (m *machine) grow(p *pool) {
 	if p.blocked {
 		return // until settleLimits
 	}
+	if m.heir != nil && !m.needsServers(p) {
+		return // those who wait are served by the process that takes over
+	}
 	for p.dialing < p.wanted() && !p.blocked && m.now >= p.retryAt && !m.stopping && m.mayOpen(p) {
 		m.open(p)
 	}
@@ -146,7 +149,7 @@ func (m *machine) tickSize(p *pool) {
 	for p.open() > p.size+p.reserve && (p.used.head != nil || p.idle.head != nil) {
 		m.closeServer(cmp.Or(p.used.head, p.idle.head), "too many servers in the pool")
 	}
-	if p.dialing == 0 && !p.paused && p.live() < p.minSize && p.live() < p.size && (p.population() > 0 || p.db.User != "") &&
+	if m.heir == nil && m.legacy == nil && p.dialing == 0 && !p.paused && p.live() < p.minSize && p.live() < p.size && (p.population() > 0 || p.db.User != "") &&
 		m.now >= p.retryAt && !m.stopping && !m.dbFull(p) && !m.userFull(p) {
 		m.open(p)
 	}

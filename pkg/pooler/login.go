@@ -79,19 +79,23 @@ func (p *Pooler) cancelClient(from netip.AddrPort, key pgwire.CancelKey) {
 	if p.cancelConsole(key) {
 		return
 	}
+	if !p.cancelHere(key) && !p.cancelThere(key, true, true) {
+		p.log.Debug("cancel request for nobody", "client", from)
+	}
+}
+
+// cancelHere carries a cancel request out, if it is for a client of this process,
+// and waits until that is done.
+func (p *Pooler) cancelHere(key pgwire.CancelKey) (found bool) {
 	done := make(chan struct{})
-	posted := p.loop.post(func() {
-		if !p.loop.m.clientCancels(key, func() { close(done) }) {
-			p.log.Debug("cancel request for nobody", "client", from)
-		}
-	})
-	if !posted {
-		return
+	if !p.ask(func(m *machine) { found = m.clientCancels(key, func() { close(done) }) }) || !found {
+		return false
 	}
 	select {
 	case <-done:
 	case <-p.ctx.Done():
 	}
+	return true
 }
 
 // notSentLimit bounds what the kernel holds for a client beyond what is on its

@@ -165,6 +165,13 @@ func (l *loop) watch(c *conn) error {
 	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(l.epfd, unix.EPOLL_CTL_ADD, c.fd, &ev))
 }
 
+// unwatch ends the events of a connection. To close its descriptor is not enough
+// when another process has the socket, too.
+func (l *loop) unwatch(c *conn) {
+	// It fails only for what is not registered.
+	_ = unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, c.fd, nil)
+}
+
 // run serves until a message sets over, or the machine's end has come.
 func (l *loop) run() error {
 	l.mu.Lock()
@@ -191,6 +198,9 @@ func (l *loop) run() error {
 		clear(l.again)
 		l.again = l.again[:0]
 		m.flush()
+		if m.heir != nil {
+			m.departures()
+		}
 		if round%yieldRounds == 0 {
 			runtime.Gosched()
 		}

@@ -158,6 +158,9 @@ type machine struct {
 
 	population int // clients that have a slot
 
+	heir   *heir   // who takes over; nil: nobody
+	legacy *legacy // of whom we have taken over; nil: nobody, or all of it
+
 	stmts    stmts
 	nextSeq  uint64 // of unnamed statements
 	gathered int    // bytes in gather buffers of more than a header's size
@@ -350,7 +353,11 @@ func (m *machine) greet(cl *client) {
 
 // clientGone forgets a client whose connection is of no use any more.
 func (m *machine) clientGone(cl *client, reason string) {
-	if cl.state == clientGone {
+	switch cl.state {
+	case clientGone:
+		return
+	case clientLeaving:
+		m.abandonLeaving(cl)
 		return
 	}
 	if cl.state != clientClosing {
@@ -363,6 +370,10 @@ func (m *machine) clientGone(cl *client, reason string) {
 // dropClient forgets a client that has no server.
 func (m *machine) dropClient(cl *client, how ending) {
 	m.moveClient(cl, clientGone)
+	if cl.stays {
+		cl.stays = false
+		cl.pool.staying--
+	}
 	m.forget(cl)
 	m.leave(&cl.conn, how)
 }
@@ -411,7 +422,7 @@ func (m *machine) detach(cl *client, graceful bool) {
 // refuseClient ends a client with an error: at once if nobody is in the middle
 // of talking, and never within a message that is being relayed to it.
 func (m *machine) refuseClient(cl *client, why refusal, e *pgwire.Error) {
-	if cl.state == clientClosing || cl.state == clientGone {
+	if cl.state == clientClosing || cl.state == clientGone || cl.state == clientLeaving {
 		return
 	}
 	m.refusals[why]++

@@ -39,6 +39,9 @@ type pool struct {
 	clients [numClientStates]int // how many in each state
 	servers [numServerStates]int
 	dialing int
+	// elsewhere are servers that the process has which we are taking over.
+	elsewhere int
+	staying   int // clients that the process which takes over does not want
 
 	idle     list[server] // most recently used first, with server_round_robin last
 	used     list[server] // idle, and to be checked before the next use
@@ -107,11 +110,12 @@ func (m *machine) poolFor(db *Database, user string) *pool {
 }
 
 // open returns the number of servers that the pool has or is about to have.
-func (p *pool) open() int { return p.live() + p.dialing }
+func (p *pool) open() int { return p.live() + p.dialing + p.elsewhere }
 
 // live returns the number of servers that are logged in.
 func (p *pool) live() int {
-	return p.servers[serverIdle] + p.servers[serverUsed] + p.servers[serverActive] + p.servers[serverSettling] + p.servers[serverTesting] + p.servers[serverHeld]
+	return p.servers[serverIdle] + p.servers[serverUsed] + p.servers[serverActive] + p.servers[serverSettling] + p.servers[serverTesting] +
+		p.servers[serverHeld] + p.servers[serverLeaving]
 }
 
 // failing reports whether the pool has no server and the database refuses to
@@ -344,6 +348,10 @@ func (m *machine) handOut(sv *server) {
 // within a message gets not a byte more: it would be taken for the rest of the
 // message, and the message carried out.
 func (m *machine) closeServer(sv *server, reason string) {
+	if sv.state == serverLeaving {
+		m.forgetServer(sv) // the heir may have it
+		return
+	}
 	if !sv.cut && len(sv.spill) == 0 && sv.out == nil && !sv.ended {
 		m.one[0] = terminateMsg
 		// A server that does not take five bytes sees the socket close.
@@ -361,6 +369,15 @@ func (m *machine) serverGone(sv *server, reason string) {
 	}
 	m.log.Log(context.Background(), m.limits.logout, "closing because: "+reason, "server", sv.key.PID,
 		"database", sv.pool.key.database, "user", sv.pool.key.user, "age", (m.now - sv.openedAt).Round(time.Second))
+	m.forgetServer(sv)
+	if !m.blocked { // else others may have waited longer, see settleLimits
+		m.grow(sv.pool)
+	}
+	m.lookAround()
+}
+
+// forgetServer closes a server's descriptor, and nothing more.
+func (m *machine) forgetServer(sv *server) {
 	m.moveServer(sv, serverGone)
 	for st := range sv.prepared.byStmt {
 		m.stmts.release(st)
@@ -373,10 +390,6 @@ func (m *machine) serverGone(sv *server, reason string) {
 	}
 	m.leave(&sv.conn, endNow)
 	m.countServers(sv.pool, -1)
-	if !m.blocked { // else others may have waited longer, see settleLimits
-		m.grow(sv.pool)
-	}
-	m.lookAround()
 }
 
 // lastingFailure tells a login that the server refuses for good from one that

@@ -27,6 +27,8 @@ type Pooler struct {
 	gate        gate
 	ids         atomic.Uint64 // given to connections
 	consoles    consoles
+	succession  succession
+	accepting   gate
 	hosts       hostBook
 	addresses   *addressBook
 	refreshing  bool            // names are being looked up; the loop's
@@ -78,12 +80,21 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 	p.loop.m = newMachine(s.limits, p, log)
 	p.loop.onTick = p.tick
 	p.loop.onDrop = p.dropped
+	if err := p.succeed(); err != nil {
+		return nil, fmt.Errorf("taking over: %w", err)
+	}
 	for _, addr := range config.Listen {
 		ln, err := p.listen(addr)
 		if err != nil {
 			return nil, fmt.Errorf("opening listener: %w", err)
 		}
 		p.listeners = append(p.listeners, ln)
+	}
+	if err := p.openControl(); err != nil {
+		return nil, err
+	}
+	if o := p.succession.offer; o != nil {
+		o.closeUnused()
 	}
 	return p, nil
 }
@@ -101,12 +112,17 @@ func (p *Pooler) listen(addr string) (net.Listener, error) {
 		}
 		return err
 	}
-	ln, err := lc.Listen(context.Background(), "tcp", addr)
+	ln, err := p.inheritedListener(addr)
+	if err == nil && ln == nil {
+		ln, err = lc.Listen(context.Background(), "tcp", addr)
+	} else if err == nil {
+		err = p.setUp(ln, lc.Control)
+	}
 	if err != nil {
 		return nil, err
 	}
 	if n := p.conf().Backlog; n > 0 {
-		if err := setBacklog(ln.(*net.TCPListener), n); err != nil {
+		if err := setBacklog(ln.(syscall.Conn), n); err != nil {
 			return nil, errors.Join(fmt.Errorf("setting backlog: %w", err), ln.Close())
 		}
 	}
@@ -131,10 +147,17 @@ func (p *Pooler) Run(ctx context.Context) error {
 	for _, ln := range p.listeners {
 		accepting.Go(func() { p.accept(ln) })
 	}
+	if p.succession.ln != nil {
+		p.succession.wg.Go(p.serveControl)
+	}
+	if o := p.takeOffer(); o != nil {
+		p.succession.wg.Go(func() { p.inherit(o) })
+	}
 	p.loop.post(p.prefill)
 	release := context.AfterFunc(ctx, p.stop)
 	defer release()
 	err := p.loop.run()
+	p.sayGoodbye()
 	p.cancel()
 	p.lateEnd()
 	p.closeListeners()
@@ -144,6 +167,7 @@ func (p *Pooler) Run(ctx context.Context) error {
 	p.loop.closePartings(0)
 	accepting.Wait()
 	p.wg.Wait()
+	p.endSuccession()
 	p.lastLook = p.loop.m.snapshot()
 	close(p.done)
 	return err
@@ -170,6 +194,7 @@ func (p *Pooler) stopAfter(limit time.Duration) {
 func (p *Pooler) tick() {
 	p.tickAddresses()
 	m := p.loop.m
+	p.tickSuccession()
 	if !m.stopping {
 		return
 	}
@@ -186,6 +211,7 @@ func (p *Pooler) Close() error {
 	p.cancel()
 	p.lateEnd()
 	p.closeListeners()
+	p.declineOffer()
 	if p.loop == nil {
 		return nil
 	}
@@ -205,6 +231,7 @@ func (p *Pooler) closeListeners() {
 		// Closing twice is the only way for this to fail.
 		_ = ln.Close()
 	}
+	p.closeControl()
 }
 
 // Snapshot returns the present state.
@@ -251,7 +278,7 @@ func setReusePort(_, _ string, rc syscall.RawConn) error {
 
 // setBacklog changes the length of a listener's queue: listen may be called
 // again, while net has no setting for it.
-func setBacklog(ln *net.TCPListener, n int) error {
+func setBacklog(ln syscall.Conn, n int) error {
 	rc, err := ln.SyscallConn()
 	if err != nil {
 		return err

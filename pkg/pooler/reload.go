@@ -49,6 +49,7 @@ func (p *Pooler) reload(c Config) error {
 // names of the settings that would have changed.
 func (c *Config) keepFixed(old *Config) (changed []string) {
 	c.Listen, c.Backlog, c.ReusePort, c.TrustedBalancers = old.Listen, old.Backlog, old.ReusePort, old.TrustedBalancers
+	c.ControlSocket, c.TakeOver = old.ControlSocket, old.TakeOver
 	c.TCP.DeferAccept, c.TCP.Buffer = old.TCP.DeferAccept, old.TCP.Buffer
 	c.AuthSeed, c.Version, c.parting = old.AuthSeed, old.Version, old.parting
 	c.Reread, c.Change = old.Reread, old.Change

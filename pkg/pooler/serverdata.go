@@ -308,6 +308,9 @@ func (m *machine) atRest(sv *server) {
 	if sv.expects.n > 0 || sv.flight || sv.copyIn {
 		return
 	}
+	if m.heir != nil {
+		m.note(&sv.conn)
+	}
 	switch {
 	case sv.state == serverTesting:
 		m.tested(sv)

@@ -19,6 +19,7 @@ const (
 	clientActive               // has a server
 	clientRefusing             // its request was cancelled before it had a server, and is answered here
 	clientClosing              // its last words are going out
+	clientLeaving              // on its way to the process that takes over
 	clientGone
 	numClientStates
 )
@@ -34,6 +35,7 @@ const (
 	serverUsed                 // clean and free, but to be checked before its next use
 	serverTesting              // it runs a query of the configuration, to be cleaned or checked
 	serverHeld                 // clean, but a cancel request for its last client is still on its way
+	serverLeaving              // on its way to the process that takes over
 	serverGone
 	numServerStates
 )
@@ -75,6 +77,8 @@ type client struct {
 
 	// refused: an error was already sent for the request being refused.
 	refused bool
+	// stays: the process that takes over does not want it.
+	stays bool
 	// cancelWanted: cancelled while its server was being given parameters.
 	cancelWanted bool
 	// waitNotified: it has been told that it waits.
@@ -165,6 +169,9 @@ func (m *machine) moveClient(cl *client, to clientState) {
 	if l := m.clientList(p, to); l != nil {
 		l.pushBack(cl)
 	}
+	if m.heir != nil {
+		m.note(&cl.conn)
+	}
 }
 
 func (m *machine) clientList(p *pool, s clientState) *list[client] {
@@ -189,6 +196,9 @@ func (m *machine) moveServer(sv *server, to serverState) {
 	sv.state = to
 	p.servers[to]++
 	sv.since = m.now
+	if m.heir != nil {
+		m.note(&sv.conn)
+	}
 	if l := m.serverList(p, to); l != nil {
 		if to == serverTesting || to == serverIdle && m.limits.roundRobin {
 			l.pushBack(sv) // who has been tested longest is first

@@ -50,6 +50,8 @@ type stmts struct {
 	byKey  map[string]*stmt
 	next   uint64
 	memory int // bytes, of statements and of clients' names for them
+	// generation counts the processes that took over from one another.
+	generation uint64
 }
 
 // intern returns the statement with the tail of a Parse, and holds it. Ok is
@@ -63,11 +65,31 @@ func (t *stmts) intern(tail []byte) (s *stmt, ok bool) {
 		return s, true
 	}
 	t.next++
-	s = &stmt{name: stmtPrefix + strconv.FormatUint(t.next, 10), key: string(tail), refs: 1}
-	s.parse = pgwire.AppendParse(make([]byte, 0, pgwire.HeaderLen+len(s.name)+1+len(tail)), s.name, tail)
+	s = newStmt(stmtPrefix+strconv.FormatUint(t.next, 10), string(tail))
 	t.byKey[s.key] = s
 	t.memory += s.size()
 	return s, true
+}
+
+// adopt returns a statement that another process has named, and holds it.
+func (t *stmts) adopt(name, key string) *stmt {
+	if s := t.byKey[key]; s != nil && s.name == name {
+		s.refs++
+		return s
+	}
+	s := newStmt(name, key)
+	t.memory += s.size()
+	if t.byKey[key] == nil {
+		t.byKey[key] = s
+	}
+	return s
+}
+
+// newStmt makes a statement with one reference.
+func newStmt(name, key string) *stmt {
+	s := &stmt{name: name, key: key, refs: 1}
+	s.parse = pgwire.AppendParse(make([]byte, 0, pgwire.HeaderLen+len(name)+1+len(key)), name, []byte(key))
+	return s
 }
 
 // hold adds a reference. A statement that nobody held any more returns to the

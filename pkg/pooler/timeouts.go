@@ -169,7 +169,7 @@ func (m *machine) checkUnused(p *pool) {
 // pool_idle_timeout says so.
 func (m *machine) tickUnusedPools() {
 	for _, p := range m.pools {
-		if !p.unused() || m.now < p.retryAt {
+		if !p.unused() || m.now < p.retryAt || m.legacy != nil {
 			p.unusedAt = m.now
 			continue
 		}

@@ -111,7 +111,7 @@ func (w *fakeWorld) newServer() (*server, *peer) {
 	pl := w.dials[0]
 	w.dials = w.dials[1:]
 	be := newBackend()
-	sv := w.m.addServer(pl, loggedIn{key: pgwire.CancelKey{PID: uint32(len(w.order) + 1), Secret: "abcd"}, params: be.params(), epoch: pl.epoch})
+	sv := w.m.addServer(pl, loggedIn{key: pgwire.CancelKey{PID: uint32(len(w.order) + 1), Secret: "abcd"}, params: be.params(), epoch: pl.epoch, host: pl.db.Host})
 	p := w.peer(&sv.conn)
 	p.be = be
 	return sv, p
@@ -133,7 +133,7 @@ func (w *fakeWorld) hangUp(c *conn) {
 // arrived is the event of a socket that has something to read.
 func (w *fakeWorld) arrived(c *conn) {
 	p := w.peers[c]
-	if c.dropped || len(p.sock) == 0 && !p.ended {
+	if c.dropped || len(p.sock) == 0 && !p.ended || leaving(c) {
 		return
 	}
 	c.readable = true
@@ -154,6 +154,9 @@ func (w *fakeWorld) round() {
 		w.read(c)
 	}
 	m.flush()
+	if m.heir != nil {
+		m.departures()
+	}
 	for _, c := range w.order {
 		p := w.peers[c]
 		if p.be != nil && !c.dropped {

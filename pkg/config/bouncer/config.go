@@ -7,10 +7,11 @@
 // do not honour is refused as well, unless its value says what we do anyway. A
 // key that appears twice is refused instead of the last one winning.
 //
-// One key is ours alone, so a file that has it is refused by PgBouncer:
-// trusted_balancers in [pgbouncer], addresses and networks (192.168.1.100,
+// Some keys of [pgbouncer] are ours alone, so a file that has one is refused by
+// PgBouncer: trusted_balancers, addresses and networks (192.168.1.100,
 // 2001:db8::/64) of the balancers that are believed when they say whom a
-// connection comes from. It is empty by default.
+// connection comes from, empty by default; and control_socket, the path of the
+// Unix socket by which a new process takes over from an old one.
 package bouncer
 
 import (
@@ -38,6 +39,10 @@ type Config struct {
 	ListenPort    int // 1 to 65535
 	ListenBacklog int // at least 1
 	ReusePort     bool
+
+	// ControlSocket is the path of the Unix socket at which another process may
+	// take over; empty for the default.
+	ControlSocket string
 
 	// TrustedBalancers are whose word about a connection's client is taken.
 	TrustedBalancers []netip.Prefix

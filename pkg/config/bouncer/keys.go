@@ -45,6 +45,7 @@ var settings = map[string]rule[file]{
 		f.StatsPeriod = time.Duration(n) * time.Second
 		return err
 	}),
+	"control_socket":       supported(setControlSocket),
 	"log_stats":            setBool(func(f *file) *bool { return &f.LogStats }),
 	"logfile":              setText(func(f *file) *string { return &f.LogFile }),
 	"login_notify_message": setText(func(f *file) *string { return &f.LoginNotifyMessage }),
@@ -138,7 +139,7 @@ var settings = map[string]rule[file]{
 }
 
 // ownSettings are the keys that PgBouncer does not know.
-var ownSettings = []string{"trusted_balancers"}
+var ownSettings = []string{"control_socket", "trusted_balancers"}
 
 // defaultTexts are the defaults of the settings that are supported, in
 // PgBouncer's spelling.
@@ -226,6 +227,7 @@ var defaultTexts = map[string]string{
 	"stats_period":                "60",
 	"suspend_timeout":             "10",
 	"stats_users":                 "",
+	"control_socket":              "",
 	"trusted_balancers":           "",
 }
 

@@ -143,3 +143,18 @@ func distance(a, b string, limit int) int {
 	}
 	return row[len(b)]
 }
+
+// maxSocketPath is how long the name of a Unix socket can be: sun_path has 108
+// bytes, the last is NUL. The socket is made under a longer name at first.
+const maxSocketPath = 90
+
+func setControlSocket(f *file, value string) error {
+	switch {
+	case value != "" && value[0] != '/':
+		return fmt.Errorf("%q is no absolute path", value)
+	case len(value) > maxSocketPath:
+		return fmt.Errorf("a path of %d bytes is too long, at most %d", len(value), maxSocketPath)
+	}
+	f.ControlSocket = value
+	return nil
+}
