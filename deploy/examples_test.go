@@ -103,6 +103,7 @@ func TestBalancersAgree(t *testing.T) {
 		cmpopts.IgnoreFields(config.Config{}, "Node"),
 		cmpopts.IgnoreFields(config.VirtualRouter{}, "Priority", "Source", "Peers"),
 		cmpopts.IgnoreFields(config.Sync{}, "Listen", "Peer"),
+		cmpopts.IgnoreFields(config.Notify{}, "StatsURL"),
 		addresses,
 	}
 	if diff := cmp.Diff(first, second, own); diff != "" {
@@ -161,6 +162,28 @@ func TestHMACExample(t *testing.T) {
 	want := &config.HMAC{Mode: "enforce", SendKey: 1, Keys: map[uint8]string{1: "/etc/pgsteer/vrrp.key"}}
 	if diff := cmp.Diff(want, cfg.VirtualRouters[0].HMAC); diff != "" {
 		t.Errorf("hmac (-want +got):\n%s", diff)
+	}
+}
+
+// TestNotifyExample is the same for the sinks of notifications.
+func TestNotifyExample(t *testing.T) {
+	for _, name := range []string{"lb1.yaml", "lb2.yaml"} {
+		example, err := os.ReadFile(filepath.Join("examples", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := regexp.MustCompile(`(?m)^  # (slack|webhook|exec):`).ReplaceAllString(string(example), "  $1:")
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := config.Load(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := cfg.Notify; n.Slack == nil || n.Webhook == nil || n.Webhook.Key.File == "" || n.Exec == nil {
+			t.Errorf("%s: %+v", name, n)
+		}
 	}
 }
 

@@ -4,12 +4,16 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/coreos/go-systemd/v22/activation"
 )
 
 // readyVariable names the environment variable with the descriptor at which a
@@ -87,4 +91,21 @@ func controlSocket(configured string, port int) string {
 		return configured
 	}
 	return filepath.Join(dir, fmt.Sprintf("pooler-%d.sock", port))
+}
+
+// givenSockets returns the listening sockets that systemd has opened for us.
+func givenSockets(log *slog.Logger) ([]*net.TCPListener, error) {
+	list, err := activation.Listeners()
+	if err != nil {
+		return nil, fmt.Errorf("taking sockets of the service manager: %w", err)
+	}
+	var sockets []*net.TCPListener
+	for _, ln := range list {
+		if tcp, ok := ln.(*net.TCPListener); ok {
+			sockets = append(sockets, tcp)
+		} else {
+			log.Warn("socket of the service manager is not used: it does not listen at a TCP port")
+		}
+	}
+	return sockets, nil
 }

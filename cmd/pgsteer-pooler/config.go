@@ -24,6 +24,11 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 		}
 		c.Listen = append(c.Listen, net.JoinHostPort(host, strconv.Itoa(f.ListenPort)))
 	}
+	c.UnixSocket = pooler.UnixSocket{
+		Dir: f.UnixSocketDir, Port: uint16(f.ListenPort), Mode: os.FileMode(f.UnixSocketMode), Group: f.UnixSocketGroup,
+		// Who does not name it may not even know of it.
+		Optional: !f.UnixSocketGiven && len(f.ListenAddr) > 0,
+	}
 	c.Backlog = f.ListenBacklog
 	c.ReusePort = f.ReusePort
 	c.TrustedBalancers = f.TrustedBalancers
@@ -32,7 +37,16 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 		bouncer.AuthSCRAM: pgwire.AuthSCRAM,
 		bouncer.AuthMD5:   pgwire.AuthMD5,
 		bouncer.AuthTrust: pgwire.AuthTrust,
+		bouncer.AuthPlain: pgwire.AuthPlain,
 	}[f.AuthType]
+	c.AuthType = map[bouncer.AuthType]pooler.AuthType{
+		bouncer.AuthAny:  pooler.AuthAny,
+		bouncer.AuthCert: pooler.AuthCert,
+		bouncer.AuthPeer: pooler.AuthPeer,
+		bouncer.AuthHBA:  pooler.AuthHBA,
+	}[f.AuthType]
+	c.HBA = f.HBA
+	c.AuthUser, c.AuthQuery, c.AuthDBName = f.AuthUser, f.AuthQuery, f.AuthDBName
 	if c.ClientTLS, err = tlsSide(&f.ClientTLS); err != nil {
 		return c, err
 	}
@@ -87,6 +101,9 @@ func poolerConfig(f *bouncer.Config) (c pooler.Config, err error) {
 	c.CancelWaitTimeout = f.CancelWaitTimeout
 	c.SuspendTimeout = f.SuspendTimeout
 	c.StatsPeriod = f.StatsPeriod
+	c.LeakGuard = map[string]pooler.Guard{
+		"clean": pooler.GuardClean, "count": pooler.GuardCount, "refuse": pooler.GuardRefuse, "off": pooler.GuardOff,
+	}[f.LeakGuard]
 	c.AdminUsers, c.StatsUsers = f.AdminUsers, f.StatsUsers
 	c.AddHost = f.ApplicationNameAddHost
 	c.Version = version()
@@ -167,6 +184,15 @@ func database(d *bouncer.Database) (out pooler.Database, err error) {
 		MinPoolSize: d.MinPoolSize, ReservePoolSize: d.ReservePoolSize,
 		MaxConnections: d.MaxConnections, MaxClientConnections: d.MaxClientConnections,
 		ServerLifetime: d.ServerLifetime, QueryWaitTimeout: d.QueryWaitTimeout,
+		AuthUser: d.AuthUser, AuthQuery: d.AuthQuery, AuthDBName: d.AuthDBName,
+	}
+	for _, p := range []pgwire.Param{
+		{Name: "client_encoding", Value: d.ClientEncoding}, {Name: "datestyle", Value: d.DateStyle},
+		{Name: "timezone", Value: d.TimeZone}, {Name: "application_name", Value: d.ApplicationName},
+	} {
+		if p.Value != "" {
+			out.Params = append(out.Params, p)
+		}
 	}
 	if d.Password != "" {
 		out.Secret = pgwire.PlainSecret(d.Password)
@@ -184,9 +210,6 @@ func database(d *bouncer.Database) (out pooler.Database, err error) {
 }
 
 const (
-	// memoryLimit is for the instance of 512 MB that this pooler is made for:
-	// what is left is for the kernel's socket buffers, which count too.
-	memoryLimit = 380 << 20
 	// spareFiles are descriptors beside those of clients and servers: the
 	// event loop's, listeners, cancel requests, the console's sessions, clients
 	// above the limit that are being told so, clients that took their leave and
@@ -197,7 +220,7 @@ const (
 // setLimits sets the process's limits before it takes any connection.
 func setLimits(c *pooler.Config, log *slog.Logger) error {
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryLimit)
+		debug.SetMemoryLimit(memoryFor(cgroupMemory("/proc/self/cgroup", "/sys/fs/cgroup")))
 	}
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {

@@ -133,6 +133,11 @@ func serve(config pooler.Config, r *reloader, opened func() error, log *slog.Log
 		return err
 	}
 	config.Reread, config.Change = r.reread, r.change
+	sockets, err := givenSockets(log)
+	if err != nil {
+		return err
+	}
+	config.Sockets = sockets
 	p, err := pooler.Open(config, log)
 	if err != nil {
 		return err

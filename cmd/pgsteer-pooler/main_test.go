@@ -56,9 +56,11 @@ func TestConfig(t *testing.T) {
 	got.Users, got.AuthSeed, got.Settings, got.Version = nil, nil, nil, ""
 	want := pooler.Config{
 		Listen: []string{"127.0.0.1:6999", "[::1]:6999"}, Backlog: 64, ReusePort: true,
-		Databases: map[string]pooler.Database{"app": {Name: "app", Host: "127.0.0.1", Port: 5433, DBName: "appdb",
+		UnixSocket: pooler.UnixSocket{Dir: "/run/pooler", Port: 6999, Mode: 0o750, Group: "root"},
+		Databases: map[string]pooler.Database{"app": {Name: "app", AuthUser: "own", AuthQuery: "select 3, $1", AuthDBName: "there", Host: "127.0.0.1", Port: 5433, DBName: "appdb",
 			User: "owner", Secret: pgwire.PlainSecret("geheim"), PoolSize: 7, PoolMode: pooler.PoolStatement, LoadBalance: pooler.LoadBalanceDisable, Target: pooler.TargetReadWrite,
 			MinPoolSize: 1, ReservePoolSize: 2, MaxConnections: 3, MaxClientConnections: 4,
+			Params:         []pgwire.Param{{Name: "timezone", Value: "Asia/Tokyo"}, {Name: "application_name", Value: "us"}},
 			ServerLifetime: time.Minute, QueryWaitTimeout: -1}},
 		Fallback: &pooler.Database{Name: "*", Host: "192.168.1.6", Port: 5432, PoolSize: 70},
 		PoolMode: pooler.PoolSession, ServerResetQuery: "DISCARD TEMP", ServerResetQueryAlways: true,
@@ -72,15 +74,16 @@ func TestConfig(t *testing.T) {
 			UserTimeout: 31 * time.Millisecond, DeferAccept: true, Buffer: 32},
 		MinPoolSize: 11, ReservePoolSize: 12, ReservePoolTimeout: 13 * time.Second,
 		MaxDBConnections: 14, MaxDBClientConnections: 15, MaxUserConnections: 16, MaxUserClientConnections: 17,
-		ClientTLS:  pooler.TLS{Mode: pooler.TLSAllow, KeyFile: "k", CertFile: "c", CAFile: "a", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS12, Curves: []tls.CurveID{tls.CurveP384}},
-		ServerTLS:  pooler.TLS{Mode: pooler.TLSRequire, MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS13},
+		ClientTLS: pooler.TLS{Mode: pooler.TLSAllow, KeyFile: "k", CertFile: "c", CAFile: "a", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS12, Curves: []tls.CurveID{tls.CurveP384}},
+		ServerTLS: pooler.TLS{Mode: pooler.TLSRequire, MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS13},
+		AuthUser:  "asker", AuthQuery: "select $1, 2", AuthDBName: "where",
 		AuthMethod: pgwire.AuthSCRAM, MaxClients: 4000, PoolSize: 70, MaxPrepared: 99,
 		IgnoreStartup:        []string{"extra_float_digits", "search_path"},
 		ServerConnectTimeout: 3 * time.Second, ServerLoginRetry: 4 * time.Second, ServerLifetime: 5 * time.Second,
 		ServerIdleTimeout: 6 * time.Second, QueryWaitTimeout: 7 * time.Second, ClientLoginTimeout: 8 * time.Second,
 		ControlSocket:    "/run/pgsteer/test.sock",
 		TrustedBalancers: []netip.Prefix{netip.MustParsePrefix("192.168.1.100/32")},
-		AdminUsers:       []string{"alice"}, StatsUsers: []string{"bob", "alice"}, StatsPeriod: 10 * time.Second, AddHost: true,
+		AdminUsers:       []string{"alice"}, StatsUsers: []string{"bob", "alice"}, StatsPeriod: 10 * time.Second, LeakGuard: pooler.GuardCount, AddHost: true,
 		LogStats: true, LoginNotice: "hello", PeerID: 1,
 		Peers:             []pooler.Peer{{ID: 2, Host: "127.0.0.1", Port: 7000, PoolSize: 3}},
 		CancelWaitTimeout: 9 * time.Second, SuspendTimeout: 12 * time.Second, ShutdownTimeout: pooler.DefaultConfig().ShutdownTimeout,
@@ -176,7 +179,7 @@ func TestSignals(t *testing.T) {
 	port := ln.Addr().(*net.TCPAddr).Port
 	users := filepath.Join(dir, "userlist.txt")
 	ini := filepath.Join(dir, "pooler.ini")
-	text := fmt.Sprintf("[databases]\n* = host=127.0.0.1\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\n"+
+	text := fmt.Sprintf("[databases]\n* = host=127.0.0.1\n[pgbouncer]\nunix_socket_dir =\nlisten_addr = 127.0.0.1\nlisten_port = %d\n"+
 		"auth_type = scram-sha-256\nauth_file = %s\npool_mode = transaction\n", port, users)
 	if err := errors.Join(os.WriteFile(users, []byte("\"a\" \"b\"\n"), 0o600), os.WriteFile(ini, []byte(text), 0o600)); err != nil {
 		t.Fatal(err)
@@ -229,7 +232,7 @@ func TestSignals(t *testing.T) {
 		t.Fatal(err)
 	}
 	notified()
-	if err := cmd.Wait(); err != nil || strings.Count(errOut.String(), "config file loading failed") != 1 || !strings.Contains(errOut.String(), ini+":9: default_pool_size") {
+	if err := cmd.Wait(); err != nil || strings.Count(errOut.String(), "config file loading failed") != 1 || !strings.Contains(errOut.String(), ini+":10: default_pool_size") {
 		t.Errorf("reload: %v\n%s", err, errOut)
 	}
 	for _, sig := range []os.Signal{syscall.SIGTERM, syscall.SIGINT} {

@@ -11,6 +11,7 @@ import (
 	"github.com/pgsteer/pgsteer/pkg/admin"
 	"github.com/pgsteer/pgsteer/pkg/flowsync"
 	"github.com/pgsteer/pgsteer/pkg/lb"
+	"github.com/pgsteer/pgsteer/pkg/notify"
 	"github.com/pgsteer/pgsteer/pkg/xdp"
 )
 
@@ -22,6 +23,8 @@ type daemon interface {
 	Resign(ctx context.Context, router string, m admin.Move) (admin.RouterStatus, error)
 	Takeover(ctx context.Context, router string, m admin.Move) (admin.RouterStatus, error)
 	Sync(context.Context) (flowsync.Status, error)
+	Notifications(context.Context) ([]notify.Status, error)
+	TestNotifications(context.Context) ([]notify.Result, error)
 }
 
 func dialDaemon(socket string) daemon { return admin.NewClient(socket) }

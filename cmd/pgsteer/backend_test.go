@@ -17,6 +17,7 @@ import (
 	"github.com/pgsteer/pgsteer/pkg/admin"
 	"github.com/pgsteer/pgsteer/pkg/flowsync"
 	"github.com/pgsteer/pgsteer/pkg/lb"
+	"github.com/pgsteer/pgsteer/pkg/notify"
 	"github.com/pgsteer/pgsteer/pkg/xdp"
 )
 
@@ -81,6 +82,10 @@ func (d *fakeDaemon) Resign(context.Context, string, admin.Move) (admin.RouterSt
 func (d *fakeDaemon) Takeover(context.Context, string, admin.Move) (admin.RouterStatus, error) {
 	return admin.RouterStatus{}, d.err
 }
+
+func (d *fakeDaemon) Notifications(context.Context) ([]notify.Status, error) { return nil, d.err }
+
+func (d *fakeDaemon) TestNotifications(context.Context) ([]notify.Result, error) { return nil, d.err }
 
 func (d *fakeDaemon) Sync(context.Context) (flowsync.Status, error) {
 	return flowsync.Status{}, d.err

@@ -50,7 +50,7 @@ func TestCounterRates(t *testing.T) {
 		if res.status != exitOK || res.stdout != want || res.stderr != "" || time.Since(start) != 250*time.Millisecond {
 			t.Errorf("status %d after %s, %s%s", res.status, time.Since(start), res.stdout, res.stderr)
 		}
-		res = runReader(t.Context(), g, "co", "s", "i", "10s", "-j")
+		res = runReader(t.Context(), g, "cou", "s", "i", "10s", "-j")
 		var rows []struct {
 			Name, Action string
 			Count        uint64

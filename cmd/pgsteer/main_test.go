@@ -168,7 +168,7 @@ func TestGolden(t *testing.T) {
 			args []string
 		}{{"plain", nil}, {"json", []string{"-j"}}, {"pretty", []string{"-p"}}, {"help", []string{"-h"}}} {
 			name := o.name + "-" + form.name
-			if (o.ownOptions || o.name == "keygen" || o.name == "sync" || o.name == "doctor") && form.name != "help" {
+			if (o.ownOptions || o.name == "keygen" || o.name == "sync" || o.name == "notify" || o.name == "config" || o.name == "doctor") && form.name != "help" {
 				continue // it has a test of its own
 			}
 			t.Run(name, func(t *testing.T) {
@@ -249,7 +249,7 @@ func TestCommandLine(t *testing.T) {
 		{"se", "service"},
 		{"vi", "vip"},
 		{"f l", "flow"},
-		{"co show", "counter"},
+		{"cou show", "counter"},
 		{"--pin-path /x flow", "flow"},
 		{"flow --pin-path=/x show", "flow"},
 		{"flow show -pin-path /x", "flow"},
@@ -318,9 +318,9 @@ func TestErrors(t *testing.T) {
 		stderr  string
 	}{
 		{"no words", "", nil, nil, exitUsage, "no object given; see pgsteer help"},
-		{"object", "pool show", nil, nil, exitUsage, `unknown object "pool"; want one of service, backend, flow, vip, sync, counter, audit, capture, doctor, keygen, help, version`},
+		{"object", "pool show", nil, nil, exitUsage, `unknown object "pool"; want one of service, backend, flow, vip, sync, notify, counter, audit, capture, doctor, config, keygen, help, version`},
 		{"ambiguous", "v", nil, nil, exitUsage, `object "v" is ambiguous: vip or version`},
-		{"empty object", "''", nil, nil, exitUsage, `unknown object ""; want one of service, backend, flow, vip, sync, counter, audit, capture, doctor, keygen, help, version`},
+		{"empty object", "''", nil, nil, exitUsage, `unknown object ""; want one of service, backend, flow, vip, sync, notify, counter, audit, capture, doctor, config, keygen, help, version`},
 		{"command", "flow dump", nil, nil, exitUsage, `unknown command "dump"; want one of help, show, list, whois`},
 		{"argument", "vip show 1", nil, nil, exitUsage, `vip show: it takes no argument, but "1" was given`},
 		{"option", "flow --jason", nil, nil, exitUsage, "unknown option --jason; see pgsteer help"},

@@ -35,10 +35,12 @@ func objects() []object {
 		{name: "flow", about: "TCP connections in the flow table", commands: flowCommands()},
 		{name: "vip", about: "virtual addresses and this node's right to answer for them", commands: vipCommands()},
 		{name: "sync", about: "the replication of connections between the two nodes", commands: syncCommands()},
+		{name: "notify", about: "who is told what happens, and whether it works", commands: notifyCommands()},
 		{name: "counter", about: "what became of each packet that the XDP program saw", commands: counterCommands()},
 		{name: "audit", about: "a recount of the flow table against the active counts", commands: auditCommands()},
 		{name: "capture", about: "packets before and after the XDP program's rewriting", commands: captureCommands(), ownOptions: true},
 		{name: "doctor", about: "what stands in the way of this machine being a balancer", commands: doctorCommands()},
+		{name: "config", about: "pgsteerd's configuration", commands: configCommands()},
 		{name: "keygen", about: "a new key for the replication between the two nodes", commands: keygenCommands()},
 	}
 }

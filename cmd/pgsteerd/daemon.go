@@ -19,6 +19,7 @@ import (
 	"github.com/pgsteer/pgsteer/pkg/flowsync"
 	"github.com/pgsteer/pgsteer/pkg/health"
 	"github.com/pgsteer/pgsteer/pkg/lb"
+	"github.com/pgsteer/pgsteer/pkg/notify"
 	"github.com/pgsteer/pgsteer/pkg/stats"
 	"github.com/pgsteer/pgsteer/pkg/vrrp"
 	"github.com/pgsteer/pgsteer/pkg/xdp"
@@ -34,9 +35,11 @@ type balancerDaemon struct {
 	controller *lb.Controller
 	checker    *health.Checker
 	routers    []*vrrp.Router
-	sync       *replication // nil when there is no other node
+	sync       *replication     // nil when there is no other node
+	notifier   *notify.Notifier // nil when nobody is told
 	stats      *stats.Server
-	admin      *admin.Server // nil when another process has the socket
+	admin      *admin.Server  // nil when another process has the socket
+	runtime    *admin.Runtime // nil when there is none, or another process has the socket
 	device     *device
 	supervisor *supervisor
 	notify     func(string)
@@ -78,6 +81,9 @@ func open(cfg *config.Config, log *slog.Logger) (_ *balancerDaemon, err error) {
 		return nil, err
 	}
 	if err := d.openRouters(); err != nil {
+		return nil, err
+	}
+	if err := d.openNotifier(); err != nil {
 		return nil, err
 	}
 	return d, nil
@@ -127,7 +133,8 @@ func (d *balancerDaemon) openController() error {
 		return err
 	}
 	d.admin, err = admin.Open(admin.Config{
-		Socket: d.cfg.Admin.Socket, Controller: d.controller, Routers: d.movable, Replication: d.link, PeerHistory: d.peerHistory, Log: d.log,
+		Socket: d.cfg.Admin.Socket, Controller: d.controller, Routers: d.movable, Replication: d.link, PeerHistory: d.peerHistory,
+		Notifier: d.teller, Log: d.log,
 	})
 	if errors.Is(err, admin.ErrInUse) {
 		// The locks have shown that it is not one that serves this interface's
@@ -139,6 +146,25 @@ func (d *balancerDaemon) openController() error {
 		return err
 	}
 	d.closers = append(d.closers, d.admin)
+	return d.openRuntime()
+}
+
+// openRuntime opens the socket that answers as HAProxy's does.
+func (d *balancerDaemon) openRuntime() (err error) {
+	if d.cfg.Admin.HAProxySocket == "" {
+		return nil
+	}
+	d.runtime, err = admin.OpenRuntime(admin.RuntimeConfig{
+		Socket: d.cfg.Admin.HAProxySocket, Controller: d.controller, Shows: stats.Runtime{Snapshot: d.snapshot}, Log: d.log,
+	})
+	if errors.Is(err, admin.ErrInUse) {
+		d.log.Error("nothing answers as HAProxy does; set admin.haproxy_socket to a path of its own", "error", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	d.closers = append(d.closers, d.runtime)
 	return nil
 }
 
@@ -158,6 +184,14 @@ func (d *balancerDaemon) link() admin.Replication {
 		return nil // not a nil *flowsync.Link, which would be a link
 	}
 	return d.sync.link
+}
+
+// teller returns what tells people, nil if nobody is told.
+func (d *balancerDaemon) teller() admin.Notifier {
+	if d.notifier == nil {
+		return nil // not a nil *notify.Notifier, which would be one
+	}
+	return d.notifier
 }
 
 // loadOrders reads what operators have said. A file that makes no sense is set
@@ -254,8 +288,14 @@ func (d *balancerDaemon) run(ctx context.Context) error {
 	if d.admin != nil {
 		base = append(base, part{"the admin socket", d.admin.Run})
 	}
+	if d.runtime != nil {
+		base = append(base, part{"the runtime socket", d.runtime.Run})
+	}
 	if d.sync != nil {
 		base = append(base, part{"the replication", d.sync.run})
+	}
+	if d.notifier != nil {
+		base = append(base, part{"the notifications", d.notifier.Run})
 	}
 	return runParts(ctx, routers, base)
 }
@@ -330,6 +370,9 @@ func (d *balancerDaemon) snapshot() stats.Snapshot {
 	if d.sync != nil {
 		status := d.sync.link.Status()
 		s.Sync = &status
+	}
+	if d.notifier != nil {
+		s.Notify = d.notifier.Status()
 	}
 	s.Now = time.Now()
 	return s

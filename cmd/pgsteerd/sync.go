@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -34,7 +35,8 @@ type replication struct {
 	checks   func() []health.TargetStatus
 	nudge    func(service, backend string)
 	log      *slog.Logger
-	routers  []*vrrp.Router // set before it runs
+	routers  []*vrrp.Router         // set before it runs
+	said     func() json.RawMessage // what people were told; set before it runs; nil: they are not told
 
 	life uint64 // see flowsync.RouterState.Run
 
@@ -163,6 +165,9 @@ func (r *replication) state() flowsync.State {
 	}
 	for _, t := range r.checks() {
 		s.Backends = append(s.Backends, flowsync.BackendState{Service: t.Service, Backend: t.Backend, Up: t.Up, Known: t.Known, Reason: t.LastResult})
+	}
+	if r.said != nil {
+		s.Said = r.said()
 	}
 	return s
 }

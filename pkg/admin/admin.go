@@ -11,6 +11,8 @@
 //	POST  /v1/routers/{name}/resign                     Move, or no body → vrrp.Snapshot
 //	POST  /v1/routers/{name}/takeover                   Move, or no body → vrrp.Snapshot
 //	GET   /v1/sync                                      flowsync.Status
+//	GET   /v1/notify                                    []notify.Status
+//	POST  /v1/notify/test                               no body → []notify.Result
 //
 // An answer other than 200 has the body {"error": "a sentence"}: 400 for what
 // makes no sense, 404 for what is not there, 409 for what the present state

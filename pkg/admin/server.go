@@ -47,7 +47,9 @@ type Config struct {
 	// PeerHistory returns the moves that the other node has told of, the oldest
 	// first, by a virtual router's number and family. Nil is none.
 	PeerHistory func(vrid uint8, v6 bool) []PeerChange
-	Log         *slog.Logger
+	// Notifier returns what tells people, called as the first two.
+	Notifier func() Notifier
+	Log      *slog.Logger
 }
 
 // Server takes orders.
@@ -56,6 +58,7 @@ type Server struct {
 	routers     func() []Router
 	replication func() Replication
 	peerHistory func(vrid uint8, v6 bool) []PeerChange
+	notifier    func() Notifier
 	log         *slog.Logger
 	socket      *socket
 	http        *http.Server
@@ -69,13 +72,16 @@ func Open(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		controller: cfg.Controller, routers: cfg.Routers, replication: cfg.Replication, peerHistory: cfg.PeerHistory, log: cfg.Log, socket: l,
+		controller: cfg.Controller, routers: cfg.Routers, replication: cfg.Replication, peerHistory: cfg.PeerHistory, notifier: cfg.Notifier, log: cfg.Log, socket: l,
 	}
 	if s.routers == nil {
 		s.routers = func() []Router { return nil }
 	}
 	if s.replication == nil {
 		s.replication = func() Replication { return nil }
+	}
+	if s.notifier == nil {
+		s.notifier = func() Notifier { return nil }
 	}
 	if s.peerHistory == nil {
 		s.peerHistory = func(uint8, bool) []PeerChange { return nil }
@@ -87,6 +93,8 @@ func Open(cfg Config) (*Server, error) {
 	mux.HandleFunc("POST /v1/routers/{name}/resign", s.resign)
 	mux.HandleFunc("POST /v1/routers/{name}/takeover", s.takeover)
 	mux.HandleFunc("GET /v1/sync", s.syncStatus)
+	mux.HandleFunc("GET /v1/notify", s.notifyStatus)
+	mux.HandleFunc("POST /v1/notify/test", s.notifyTest)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, http.StatusNotFound, fmt.Errorf("there is no %s %s", r.Method, r.URL.Path))
 	})

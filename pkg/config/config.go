@@ -47,6 +47,8 @@ type Config struct {
 	Stats Stats
 	// Admin configures how the running daemon is told what to do. Key: admin.
 	Admin Admin
+	// Notify says who is told what happens. Key: notify.
+	Notify Notify
 	// Log configures what goes to standard error. Key: log.
 	Log Log
 }
@@ -247,6 +249,10 @@ type Admin struct {
 	// into use again that an operator took out. Key: state_file; absolute.
 	// Default: /var/lib/pgsteer/orders.json.
 	StateFile string
+	// HAProxySocket is the path of a second socket, for the same people, that
+	// answers the commands of HAProxy's runtime socket. Key: haproxy_socket;
+	// absolute, at most 107 bytes. Default: "", none.
+	HAProxySocket string
 }
 
 // Log configures the log.

@@ -94,8 +94,14 @@ func TestLoadFull(t *testing.T) {
 			KeyFile: "/etc/pgsteer/sync.key", Heartbeat: 50 * time.Millisecond,
 		},
 		Stats: Stats{Listen: "127.0.0.1:9000", Port: 9000},
-		Admin: Admin{Socket: "/run/other/admin.sock", StateFile: "/var/lib/other/orders.json"},
-		Log:   Log{Level: "debug", Format: "json"},
+		Admin: Admin{Socket: "/run/other/admin.sock", StateFile: "/var/lib/other/orders.json", HAProxySocket: "/run/other/haproxy.sock"},
+		Notify: Notify{
+			StatsURL: "https://lb.example.com/stats", StateFile: "/var/lib/other/notify.json", Coalesce: 5 * time.Second,
+			Slack:   &NotifyURL{URL: Secret{Credential: "slack-url"}, Timeout: 3 * time.Second},
+			Webhook: &NotifyURL{URL: Secret{File: "/etc/pgsteer/webhook-url"}, Key: Secret{File: "/etc/pgsteer/webhook-key"}, Timeout: 10 * time.Second},
+			Exec:    &NotifyExec{Command: []string{"/usr/local/bin/tell", "--loud", ""}, Timeout: time.Second},
+		},
+		Log: Log{Level: "debug", Format: "json"},
 	}
 	if diff := cmp.Diff(want, c, comparers); diff != "" {
 		t.Errorf("full.yaml (-want +got):\n%s", diff)
@@ -136,7 +142,11 @@ func TestMinimal(t *testing.T) {
 		}},
 		Stats: Stats{Listen: ":8404", Port: 8404},
 		Admin: Admin{Socket: "/run/pgsteer/admin.sock", StateFile: "/var/lib/pgsteer/orders.json"},
-		Log:   Log{Level: "info", Format: "text"},
+		Notify: Notify{
+			StatsURL: "http://192.168.1.10:8404/stats", StateFile: "/var/lib/pgsteer/notify.json",
+			Coalesce: 2 * time.Second, Remind: time.Hour,
+		},
+		Log: Log{Level: "info", Format: "text"},
 	}
 	if diff := cmp.Diff(want, c, comparers); diff != "" {
 		t.Errorf("Minimal (-want +got):\n%s", diff)

@@ -27,7 +27,7 @@ func Parse(file string, data []byte) (*Config, error) {
 	if !ok {
 		return nil, d.err()
 	}
-	s := root.section("node", "interface", "xdp", "timeouts", "services", "virtual_routers", "sync", "stats", "admin", "log")
+	s := root.section("node", "interface", "xdp", "timeouts", "services", "virtual_routers", "sync", "stats", "admin", "notify", "log")
 	c := &Config{
 		Node:      need(s, "node", name),
 		Interface: need(s, "interface", interfaceName),
@@ -36,6 +36,7 @@ func Parse(file string, data []byte) (*Config, error) {
 		Sync:      parseSync(s),
 		Stats:     parseStats(s),
 		Admin:     parseAdmin(s),
+		Notify:    parseNotify(s),
 		Log:       parseLog(s),
 	}
 	services := s.list("services", 1, lb.MaxServices)
@@ -45,6 +46,9 @@ func Parse(file string, data []byte) (*Config, error) {
 	routers := s.list("virtual_routers", 1, maxRouters)
 	for _, n := range routers {
 		c.VirtualRouters = append(c.VirtualRouters, parseRouter(n))
+	}
+	if r := c.VirtualRouters; c.Notify.StatsURL == "" && len(r) > 0 {
+		c.Notify.StatsURL = "http://" + netip.AddrPortFrom(r[0].Source, c.Stats.Port).String() + "/stats"
 	}
 	// Rules that tie values together would only repeat what is wrong with
 	// the values themselves.
@@ -173,11 +177,17 @@ func parseStats(root section) Stats {
 }
 
 func parseAdmin(root section) Admin {
-	s := root.sub("admin", "socket", "state_file")
-	return Admin{
+	s := root.sub("admin", "socket", "state_file", "haproxy_socket")
+	a := Admin{
 		Socket:    get(s, "socket", "/run/pgsteer/admin.sock", socketPath),
 		StateFile: get(s, "state_file", "/var/lib/pgsteer/orders.json", path),
+
+		HAProxySocket: get(s, "haproxy_socket", "", socketPath),
 	}
+	if a.HAProxySocket != "" && a.HAProxySocket == a.Socket {
+		s.at("haproxy_socket").fail("%s is the admin socket itself", a.Socket)
+	}
+	return a
 }
 
 func parseLog(root section) Log {

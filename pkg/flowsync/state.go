@@ -17,6 +17,9 @@ type State struct {
 	// link.
 	Synced   bool `json:"synced"`
 	Draining bool `json:"draining"` // it is being taken out of service
+	// Said is what the node has told people, in the words of its notifier, with
+	// its own version. The link carries it, and does not look into it.
+	Said json.RawMessage `json:"said,omitempty"`
 }
 
 // RouterState is a virtual router as its node sees it.
@@ -89,7 +92,7 @@ func (s *State) serves() []netip.Addr {
 }
 
 // appendState appends the frame of a state. One that is too long goes without
-// the moves, and then without the backends: what the election needs comes first.
+// the moves, and then without the backends and what was said: what the election needs comes first.
 // Whole is false if something had to go.
 func appendState(dst []byte, s State) (out []byte, whole bool, err error) {
 	body, err := json.Marshal(s)
@@ -105,7 +108,7 @@ func appendState(dst []byte, s State) (out []byte, whole bool, err error) {
 		}
 	}
 	if err == nil && len(body) > maxState {
-		s.Backends = nil
+		s.Said, s.Backends = nil, nil
 		body, err = json.Marshal(s)
 	} else {
 		whole = true

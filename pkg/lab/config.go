@@ -174,6 +174,7 @@ var poolerConfig = template.Must(template.New("pooler").Parse(`; Written by pgst
 [pgbouncer]
 listen_addr = {{.Addrs}}
 listen_port = {{.Port}}
+unix_socket_dir =
 listen_backlog = 4096
 auth_type = scram-sha-256
 auth_file = {{.AuthFile}}

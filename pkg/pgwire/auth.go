@@ -20,11 +20,12 @@ const (
 	// with a SCRAM verifier gets SCRAM all the same.
 	AuthMD5
 	AuthTrust // whoever is known by name is believed
+	AuthPlain // the password itself is sent, in clear text
 )
 
 // String returns PgBouncer's name of the method.
 func (m AuthMethod) String() string {
-	return [...]string{"scram-sha-256", "md5", "trust"}[m]
+	return [...]string{"scram-sha-256", "md5", "trust", "plain"}[m]
 }
 
 // Why a login was refused. The client is not told which (except by
@@ -100,10 +101,33 @@ func NewAuthenticator(method AuthMethod, lookup Lookup, seed []byte) *Authentica
 // yet to close. libpq leaves after the first request when it has no password and
 // comes again, so io.EOF is no sign of trouble.
 func (a *Authenticator) AuthenticateClient(rw io.ReadWriter, s *Startup) (Identity, error) {
-	id := Identity{User: s.User, Database: s.Database}
 	secret, known := a.lookup(s.User)
+	return a.Authenticate(rw, s, Challenge{Method: a.method, Secret: secret, Known: known})
+}
+
+// Challenge is how one client is to be authenticated.
+type Challenge struct {
+	Method AuthMethod
+	Secret Secret
+	Known  bool // the user exists
+	// Binding is the channel binding of the TLS connection that the client came
+	// over (tls-server-end-point), nil if there is none. With it
+	// SCRAM-SHA-256-PLUS is offered as well.
+	Binding []byte
+}
+
+// Authenticate is AuthenticateClient for a method and a secret that the caller
+// has chosen.
+func (a *Authenticator) Authenticate(rw io.ReadWriter, s *Startup, c Challenge) (Identity, error) {
+	id := Identity{User: s.User, Database: s.Database}
+	secret, known := c.Secret, c.Known
 	switch {
-	case a.method == AuthTrust:
+	case c.Method == AuthPlain:
+		if err := a.plain(rw, s.User, secret, known); err != nil {
+			return Identity{}, err
+		}
+		return id, nil
+	case c.Method == AuthTrust:
 		if !known {
 			return Identity{}, &Error{
 				Severity: SeverityFatal, Code: CodeInvalidAuthorization,
@@ -111,13 +135,13 @@ func (a *Authenticator) AuthenticateClient(rw io.ReadWriter, s *Startup) (Identi
 			}
 		}
 		return id, nil
-	case a.method == AuthMD5 && (!known || secret.Kind != SecretSCRAM):
+	case c.Method == AuthMD5 && (!known || secret.Kind != SecretSCRAM):
 		if err := a.md5(rw, s.User, secret, known); err != nil {
 			return Identity{}, err
 		}
 		return id, nil
 	}
-	keys, err := a.scram(rw, s.User, secret, known)
+	keys, err := a.scram(rw, s.User, c)
 	if err != nil {
 		return Identity{}, err
 	}
@@ -131,6 +155,49 @@ func refuse(user string, cause error) *Error {
 		Severity: SeverityFatal, Code: CodeInvalidPassword,
 		Message: fmt.Sprintf("password authentication failed for user %q", user), cause: cause,
 	}
+}
+
+// plain asks for the password and checks it. It costs the derivation of a
+// verifier whatever is known of the user, so that the time tells nothing.
+func (a *Authenticator) plain(rw io.ReadWriter, user string, secret Secret, known bool) error {
+	if err := writeAll(rw, appendAuth(nil, authCleartext, nil)); err != nil {
+		return err
+	}
+	body, err := readPassword(rw, MaxAuthLen)
+	if err != nil {
+		return err
+	}
+	got, rest, ok := cutCString(body)
+	if !ok || len(rest) != 0 {
+		return protocolError(ErrFrameLength, "invalid password packet size")
+	}
+	if len(got) == 0 { // as PostgreSQL: no empty password logs in
+		e := refuse(user, ErrWrongPassword)
+		e.Message = "empty password returned by client"
+		return e
+	}
+	v, usable, err := a.verifier(user, secret)
+	if err != nil {
+		return err
+	}
+	derived, err := NewVerifier(string(got), v.Salt, v.Iterations)
+	if err != nil {
+		return err
+	}
+	match := usable && hmac.Equal(derived.StoredKey[:], v.StoredKey[:])
+	if secret.Kind == SecretMD5 {
+		usable = true
+		match = hmac.Equal([]byte(md5Hex(string(got), user)), []byte(secret.text))
+	}
+	switch {
+	case !known:
+		return refuse(user, ErrUnknownUser)
+	case !usable:
+		return refuse(user, ErrSecretKind)
+	case !match:
+		return refuse(user, ErrWrongPassword)
+	}
+	return nil
 }
 
 // md5 asks for the MD5 response and checks it.
@@ -163,21 +230,26 @@ func (a *Authenticator) md5(rw io.ReadWriter, user string, secret Secret, known 
 
 // scram conducts a SCRAM-SHA-256 exchange. A user without a usable secret goes
 // through the same steps with a made-up verifier, and is refused at the end.
-func (a *Authenticator) scram(rw io.ReadWriter, user string, secret Secret, known bool) (ScramKeys, error) {
+func (a *Authenticator) scram(rw io.ReadWriter, user string, c Challenge) (ScramKeys, error) {
+	secret, known := c.Secret, c.Known
 	verifier, usable, err := a.verifier(user, secret)
 	if err != nil {
 		return ScramKeys{}, err
 	}
-	x := scramServer{verifier: verifier, doomed: !known || !usable, nonce: a.nonce()}
-	if err := writeAll(rw, appendAuthSASL(nil, scramMechanism)); err != nil {
+	x := scramServer{verifier: verifier, doomed: !known || !usable, nonce: a.nonce(), binding: c.Binding}
+	mechanisms := []string{scramMechanism}
+	if c.Binding != nil {
+		mechanisms = []string{scramMechanismPlus, scramMechanism}
+	}
+	if err := writeAll(rw, appendAuthSASL(nil, mechanisms...)); err != nil {
 		return ScramKeys{}, err
 	}
 	body, err := readPassword(rw, MaxSASLLen)
 	if err != nil {
 		return ScramKeys{}, err
 	}
-	first, err := parseSASLInitial(body)
-	if err != nil {
+	var first string
+	if first, x.bound, err = parseSASLInitial(body, c.Binding != nil); err != nil {
 		return ScramKeys{}, err
 	}
 	reply, err := x.first(first)
@@ -251,29 +323,30 @@ func readPassword(r io.Reader, maxBody int) ([]byte, error) {
 }
 
 // parseSASLInitial decodes the body of a SASLInitialResponse and returns the
-// client's first SCRAM message.
-func parseSASLInitial(body []byte) (string, error) {
+// client's first SCRAM message, and whether it is bound to the TLS connection.
+func parseSASLInitial(body []byte, plusOffered bool) (first string, plus bool, err error) {
 	mechanism, rest, ok := cutCString(body)
 	if !ok || len(rest) < 4 {
-		return "", scramError("The initial response is cut short.")
+		return "", false, scramError("The initial response is cut short.")
 	}
-	if string(mechanism) != scramMechanism {
-		return "", protocolError(ErrScramMessage, "client selected an invalid SASL authentication mechanism")
+	plus = plusOffered && string(mechanism) == scramMechanismPlus
+	if !plus && string(mechanism) != scramMechanism {
+		return "", false, protocolError(ErrScramMessage, "client selected an invalid SASL authentication mechanism")
 	}
 	// A length of -1 stands for no initial response, but SCRAM's client
 	// speaks first and had its cue: PostgreSQL would ask again with an empty
 	// challenge, no client of ours needs that.
 	n := int32(uint32(rest[0])<<24 | uint32(rest[1])<<16 | uint32(rest[2])<<8 | uint32(rest[3]))
 	if int(n) != len(rest)-4 {
-		return "", scramError("The initial response has the wrong length.")
+		return "", false, scramError("The initial response has the wrong length.")
 	}
-	return string(rest[4:]), nil
+	return string(rest[4:]), plus, nil
 }
 
 // appendSASLInitial appends a SASLInitialResponse.
-func appendSASLInitial(dst []byte, first string) []byte {
+func appendSASLInitial(dst []byte, mechanism, first string) []byte {
 	var body strings.Builder
-	body.WriteString(scramMechanism)
+	body.WriteString(mechanism)
 	n := len(first)
 	body.Write([]byte{0, byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
 	body.WriteString(first)

@@ -186,7 +186,7 @@ func TestAuthenticateKeys(t *testing.T) {
 // challenge returns the server-first-message that a user gets.
 func challenge(t *testing.T, a *Authenticator, user string) string {
 	t.Helper()
-	d := &duplex{Reader: bytes.NewReader(appendSASLInitial(nil, "n,,n=,r=abc"))}
+	d := &duplex{Reader: bytes.NewReader(appendSASLInitial(nil, scramMechanism, "n,,n=,r=abc"))}
 	_, err := a.AuthenticateClient(d, &Startup{User: user})
 	if err != io.EOF { // the client leaves after the challenge
 		t.Fatal(err)
@@ -272,7 +272,7 @@ func TestAuthenticateDerivesOnce(t *testing.T) {
 // TestAuthenticateHostile: whatever comes instead of an answer ends the login
 // with the right words.
 func TestAuthenticateHostile(t *testing.T) {
-	sasl := func(first string) []byte { return appendSASLInitial(nil, first) }
+	sasl := func(first string) []byte { return appendSASLInitial(nil, scramMechanism, first) }
 	cut := sasl("n,,n=,r=abc")
 	for _, tt := range []struct {
 		name   string
@@ -327,7 +327,7 @@ func TestAuthenticateReadsExactly(t *testing.T) {
 	a := NewAuthenticator(AuthSCRAM, testUsers(t), nil)
 	a.nonce = func() string { return rfcServerNonce }
 	rest := AppendQuery(nil, "select 1")
-	in := append(appendSASLInitial(nil, rfcFirst), appendPassword(nil, []byte(rfcFinal))...)
+	in := append(appendSASLInitial(nil, scramMechanism, rfcFirst), appendPassword(nil, []byte(rfcFinal))...)
 	r := bytes.NewReader(append(in, rest...))
 	if _, err := a.AuthenticateClient(&duplex{Reader: r}, &Startup{User: "scram"}); err != nil {
 		t.Fatal(err)

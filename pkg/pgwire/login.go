@@ -27,6 +27,10 @@ type ServerLogin struct {
 	// AllowCleartext lets the server ask for the password itself. Whoever
 	// stands in for the server could then have it.
 	AllowCleartext bool
+	// Binding is the channel binding of the TLS connection that the login goes
+	// over (tls-server-end-point), nil if there is none. With it the exchange is
+	// SCRAM-SHA-256-PLUS where the server offers that.
+	Binding []byte
 }
 
 // ServerSession is a session that a server has opened for us.
@@ -225,16 +229,18 @@ func (l *serverLogin) startSASL(list []byte) error {
 	if l.scram != nil {
 		return fmt.Errorf("%w: second SASL exchange", ErrServerProtocol)
 	}
-	offered := false
+	offered, plus := false, false
 	for len(list) > 0 && list[0] != 0 {
 		mechanism, rest, ok := cutCString(list)
 		if !ok {
 			return fmt.Errorf("%w: malformed list of SASL mechanisms", ErrServerProtocol)
 		}
 		offered = offered || bytes.Equal(mechanism, []byte(scramMechanism))
+		plus = plus || bytes.Equal(mechanism, []byte(scramMechanismPlus))
 		list = rest
 	}
-	if !offered {
+	bound := plus && l.login.Binding != nil
+	if !offered && !bound {
 		return fmt.Errorf("%w: server does not offer %s", ErrNoCredentials, scramMechanism)
 	}
 	derive, err := l.login.scramKeys()
@@ -242,7 +248,15 @@ func (l *serverLogin) startSASL(list []byte) error {
 		return err
 	}
 	l.scram = &scramClient{keys: derive, nonce: newNonce()}
-	return writeAll(l.conn, appendSASLInitial(nil, l.scram.first()))
+	mechanism := scramMechanism
+	switch {
+	case bound:
+		mechanism = scramMechanismPlus
+		l.scram.gs2, l.scram.binding = scramBindingFlag+",", l.login.Binding
+	case l.login.Binding != nil:
+		l.scram.gs2 = scramNotOffered
+	}
+	return writeAll(l.conn, appendSASLInitial(nil, mechanism, l.scram.first()))
 }
 
 // scramKeys returns the source of keys for a SCRAM exchange.

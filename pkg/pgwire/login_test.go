@@ -187,7 +187,7 @@ func TestConnectServerImpostor(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			first, err := parseSASLInitial(body)
+			first, _, err := parseSASLInitial(body, false)
 			if err != nil {
 				return err
 			}

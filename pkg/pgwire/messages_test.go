@@ -25,7 +25,7 @@ func TestAppend(t *testing.T) {
 		{appendAuthSASL([]byte("x"), "A", "B"), &pgproto3.AuthenticationSASL{AuthMechanisms: []string{"A", "B"}}},
 		{appendAuth([]byte("x"), authSASLContinue, []byte("c")), &pgproto3.AuthenticationSASLContinue{Data: []byte("c")}},
 		{appendAuth([]byte("x"), authSASLFinal, []byte("f")), &pgproto3.AuthenticationSASLFinal{Data: []byte("f")}},
-		{appendSASLInitial([]byte("x"), "n,,n=,r=abc"), &pgproto3.SASLInitialResponse{AuthMechanism: "SCRAM-SHA-256", Data: []byte("n,,n=,r=abc")}},
+		{appendSASLInitial([]byte("x"), scramMechanism, "n,,n=,r=abc"), &pgproto3.SASLInitialResponse{AuthMechanism: "SCRAM-SHA-256", Data: []byte("n,,n=,r=abc")}},
 		{appendPassword([]byte("x"), []byte("resp")), &pgproto3.SASLResponse{Data: []byte("resp")}},
 		{AppendParameterStatus([]byte("x"), "a", "b"), &pgproto3.ParameterStatus{Name: "a", Value: "b"}},
 		{AppendBackendKeyData([]byte("x"), key), &pgproto3.BackendKeyData{ProcessID: 0x01020304, SecretKey: 0x05060708}},

@@ -12,9 +12,16 @@ import (
 	"strings"
 )
 
-// scramMechanism is the only SASL mechanism of ours. SCRAM-SHA-256-PLUS needs
-// TLS, which ends elsewhere.
-const scramMechanism = "SCRAM-SHA-256"
+// Our SASL mechanisms. The second binds the exchange to the TLS connection that
+// it goes over, so that nobody in between can relay it (RFC 5802, section 6).
+const (
+	scramMechanism     = "SCRAM-SHA-256"
+	scramMechanismPlus = "SCRAM-SHA-256-PLUS"
+)
+
+// scramBindingFlag begins the gs2 header of a bound exchange. The binding is
+// tls-server-end-point, PostgreSQL's only one (RFC 5929, section 4).
+const scramBindingFlag = "p=tls-server-end-point,"
 
 const (
 	// ScramIterations is the count for verifiers that we derive ourselves:

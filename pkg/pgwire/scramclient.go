@@ -1,6 +1,7 @@
 package pgwire
 
 import (
+	"cmp"
 	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -10,14 +11,21 @@ import (
 	"sync"
 )
 
-// scramGS2 is our gs2 header: no channel binding, no authorization identity.
-const scramGS2 = "n,,"
+// The gs2 headers without an authorization identity: no channel binding known;
+// known, but not offered by the server.
+const (
+	scramGS2        = "n,,"
+	scramNotOffered = "y,,"
+)
 
 // scramClient is the client's side of one exchange.
 type scramClient struct {
 	keys  func(salt []byte, iterations int) (ScramKeys, error)
 	nonce string
 	user  string // empty: the server takes it from the startup packet
+	// gs2 is the header, binding what follows it for a bound exchange.
+	gs2     string // empty: scramGS2
+	binding []byte
 
 	authMsg  string
 	derived  ScramKeys
@@ -28,8 +36,10 @@ func scramBadServer(detail string) error {
 	return fmt.Errorf("%w from server: %s", ErrScramMessage, detail)
 }
 
+func (c *scramClient) header() string { return cmp.Or(c.gs2, scramGS2) }
+
 // first returns client-first-message.
-func (c *scramClient) first() string { return scramGS2 + "n=" + c.user + ",r=" + c.nonce }
+func (c *scramClient) first() string { return c.header() + "n=" + c.user + ",r=" + c.nonce }
 
 // final answers server-first-message.
 func (c *scramClient) final(msg string) (reply string, err error) {
@@ -56,8 +66,8 @@ func (c *scramClient) final(msg string) (reply string, err error) {
 	if c.derived, err = c.keys(salt, iterations); err != nil {
 		return "", err
 	}
-	bare := "c=" + base64.StdEncoding.EncodeToString([]byte(scramGS2)) + ",r=" + nonce
-	c.authMsg = strings.TrimPrefix(c.first(), scramGS2) + "," + msg + "," + bare
+	bare := "c=" + base64.StdEncoding.EncodeToString(append([]byte(c.header()), c.binding...)) + ",r=" + nonce
+	c.authMsg = strings.TrimPrefix(c.first(), c.header()) + "," + msg + "," + bare
 	stored := sha256.Sum256(c.derived.ClientKey[:])
 	var proof [sha256.Size]byte
 	subtle.XORBytes(proof[:], c.derived.ClientKey[:], hmacSHA256(stored[:], c.authMsg))

@@ -46,12 +46,12 @@ func FuzzSASLClient(f *testing.F) {
 }
 
 func FuzzSASLInitial(f *testing.F) {
-	f.Add(appendSASLInitial(nil, rfcFirst)[HeaderLen:])
+	f.Add(appendSASLInitial(nil, scramMechanism, rfcFirst)[HeaderLen:])
 	f.Add([]byte("SCRAM-SHA-256\x00\xff\xff\xff\xff"))
 	f.Add([]byte("SCRAM-SHA-256-PLUS\x00\x00\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		first, err := parseSASLInitial(body)
-		if err == nil && !bytes.Equal(appendSASLInitial(nil, first)[HeaderLen:], body) {
+		first, _, err := parseSASLInitial(body, false)
+		if err == nil && !bytes.Equal(appendSASLInitial(nil, scramMechanism, first)[HeaderLen:], body) {
 			t.Fatalf("%q became %q", body, first)
 		}
 	})

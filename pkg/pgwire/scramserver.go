@@ -24,8 +24,12 @@ type scramServer struct {
 	verifier Verifier
 	doomed   bool   // the user does not exist: play along and refuse at the end
 	nonce    string // our part
+	// binding is that of the TLS connection, nil without one; bound says that
+	// the client has chosen the mechanism with it.
+	binding []byte
+	bound   bool
 
-	flag      string // the client's gs2 header: "n,," or "y,,"
+	flag      string // the client's gs2 header: "n,,", "y,," or scramBindingFlag and a comma
 	fullNonce string
 	authMsg   string // client-first-bare "," server-first
 }
@@ -45,16 +49,27 @@ func (s *scramServer) first(msg string) (reply string, err error) {
 	if strings.IndexByte(msg, 0) >= 0 {
 		return "", scramError("The message contains a zero byte.")
 	}
+	head := len("n,")
 	switch {
+	case s.bound && !strings.HasPrefix(msg, scramBindingFlag):
+		return "", scramError("The client selected SCRAM-SHA-256-PLUS, but the SCRAM message does not include channel binding data of the type tls-server-end-point.")
+	case s.bound:
+		head = len(scramBindingFlag)
 	case strings.HasPrefix(msg, "p="):
-		return "", scramError("The client requires channel binding, which was not offered.")
+		return "", scramError("The client requires channel binding, but has not selected SCRAM-SHA-256-PLUS.")
 	case !strings.HasPrefix(msg, "n,") && !strings.HasPrefix(msg, "y,"):
 		return "", scramError("The channel binding flag is missing.")
-	case msg[2:] == "" || msg[2] != ',':
+	case msg[0] == 'y' && s.binding != nil:
+		// It has not seen our offer: somebody took it away (RFC 5802, section 6).
+		e := scramError("The client supports SCRAM channel binding but thinks the server does not.  However, this server does support channel binding.")
+		e.Message = "SCRAM channel binding negotiation error"
+		return "", e
+	}
+	if len(msg) == head || msg[head] != ',' {
 		return "", scramUnsupported("client uses authorization identity, but it is not supported")
 	}
-	s.flag = msg[:3]
-	bare := msg[3:]
+	s.flag = msg[:head+1]
+	bare := msg[head+1:]
 	if strings.HasPrefix(bare, "m=") {
 		return "", scramUnsupported("client requires an unsupported SCRAM extension")
 	}
@@ -79,7 +94,14 @@ func (s *scramServer) first(msg string) (reply string, err error) {
 // keys are those that the client's password derives.
 func (s *scramServer) final(msg string) (reply string, keys ScramKeys, err error) {
 	binding, rest, ok := cutAttr(msg, 'c')
-	if !ok || binding != base64.StdEncoding.EncodeToString([]byte(s.flag)) {
+	want := []byte(s.flag)
+	if s.bound {
+		want = append(want, s.binding...)
+	}
+	if ok && s.bound && subtle.ConstantTimeCompare([]byte(binding), []byte(base64.StdEncoding.EncodeToString(want))) != 1 {
+		return "", keys, &Error{Severity: SeverityFatal, Code: CodeInvalidAuthorization, Message: "SCRAM channel binding check failed", cause: ErrScramMessage}
+	}
+	if !ok || binding != base64.StdEncoding.EncodeToString(want) {
 		return "", keys, scramError("The channel binding data is missing or has changed.")
 	}
 	nonce, _, ok := cutAttr(rest, 'r')

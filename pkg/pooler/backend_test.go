@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 
@@ -30,7 +31,8 @@ type backend struct {
 	copyExt  bool // the COPY came by Execute
 	copied   int
 	vars     map[string]string
-	report   []byte // ParameterStatus due before the next ReadyForQuery
+	start    map[string]string // of the startup packet, as far as they are not reported
+	report   []byte            // ParameterStatus due before the next ReadyForQuery
 	closed   bool
 	mute     bool     // takes everything and answers nothing
 	ran      []string // what was executed
@@ -244,15 +246,55 @@ func (b *backend) exec(text string, simple bool) bool {
 		b.out = pgwire.AppendHeader(b.out, 'c', 0)
 		tag = "COPY 3"
 	case "deallocate":
+		if arg != "all" {
+			if _, ok := b.statement(arg); !ok {
+				return false
+			}
+			delete(b.stmts, arg)
+			break
+		}
 		clear(b.stmts)
 		tag = "DEALLOCATE ALL"
 	case "discard", "DISCARD":
+		if b.tx != pgwire.TxIdle {
+			b.fail("25001", "DISCARD ALL cannot run inside a transaction block")
+			return false
+		}
+		// Only those that are not reported: of the others a client that
+		// discards them gets the server's defaults, not those of its login.
+		for name := range b.vars {
+			if varIndex(name) < 0 {
+				delete(b.vars, name)
+			}
+		}
+		maps.Copy(b.vars, b.start)
 		clear(b.stmts)
 		b.unnamed = nil
 		tag = "DISCARD ALL"
 	case "show":
 		b.out = append(b.out, dataRow(b.vars[arg])...)
+	case "SELECT": // pg_catalog.set_config('name','value',false)
+		args := strings.Split(arg, "'")
+		b.vars[args[1]] = args[3]
+	case "RESET":
+		if arg == "ALL" {
+			fresh := newBackend()
+			for name, value := range b.vars {
+				if value == fresh.vars[name] {
+					continue
+				}
+				b.vars[name] = fresh.vars[name]
+				if varIndex(name) >= 0 {
+					b.report = pgwire.AppendParameterStatus(b.report, name, b.vars[name])
+				}
+			}
+			break
+		}
+		delete(b.vars, strings.ReplaceAll(arg, `"`, ""))
 	case "SET", "set":
+		if arg == "SESSION AUTHORIZATION DEFAULT" {
+			break
+		}
 		name, value, _ := strings.Cut(arg, "=")
 		if e, ok := strings.CutPrefix(value, "E"); ok {
 			value = strings.ReplaceAll(e, `\\`, `\`)
@@ -267,7 +309,9 @@ func (b *backend) exec(text string, simple bool) bool {
 		}
 		if b.vars[name] != value {
 			b.vars[name] = value
-			b.report = pgwire.AppendParameterStatus(b.report, name, value)
+			if varIndex(name) >= 0 {
+				b.report = pgwire.AppendParameterStatus(b.report, name, value)
+			}
 		}
 		tag = "SET"
 	default:

@@ -68,6 +68,7 @@ type carriedClient struct {
 	Renames        bool   `json:",omitempty"` // its statements are tracked
 	Addr, Local    netip.AddrPort
 	Vars           []carriedParam
+	Rest, Facts    carriedText   `json:",omitempty"` // paramState
 	Names          []carriedName `json:",omitempty"`
 	// The unnamed statement: whether there is one, and its Parse if it is kept.
 	HasUnnamed bool   `json:",omitempty"`
@@ -93,7 +94,10 @@ type carriedServer struct {
 	Port           uint16
 	DBName         carriedText
 	Vars           []carriedParam
-	Prepared       []string `json:",omitempty"` // names of statements, the least recently used first
+	Rest, Facts    carriedText `json:",omitempty"` // paramState
+	Left           leftovers   `json:",omitempty"`
+	Pinned         bool        `json:",omitempty"`
+	Prepared       []string    `json:",omitempty"` // names of statements, the least recently used first
 	// HasUnnamed: it may have an unnamed statement.
 	HasUnnamed bool `json:",omitempty"`
 	Unreset    bool `json:",omitempty"`

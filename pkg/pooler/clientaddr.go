@@ -45,6 +45,10 @@ const (
 // or whom a trusted balancer speaks for, and the address that it was accepted
 // at.
 func (p *Pooler) endpoints(conn net.Conn) (client, peer, local netip.AddrPort) {
+	if isLocal(conn) {
+		end := p.localEnd()
+		return end, end, end
+	}
 	peer, local = addrOf(conn.RemoteAddr()), addrOf(conn.LocalAddr())
 	if len(p.conf().TrustedBalancers) == 0 {
 		return peer, peer, local

@@ -128,10 +128,10 @@ func (m *machine) stall(sv *server) (used, need int) {
 // unstall looks whether a stalled client may go on. The answers to earlier
 // flights come without its doing, since their Sync was sent; not so in a COPY.
 func (m *machine) unstall(sv *server) {
-	if !sv.stalled || sv.expects.n >= maxExpected/2 || !sv.copyIn && (sv.expects.unsure(unsureNamed) || sv.expects.unsure(unsureUnnamed)) {
+	if !sv.stalled || sv.stalledDry && sv.expects.n > 0 || sv.expects.n >= maxExpected/2 || !sv.copyIn && (sv.expects.unsure(unsureNamed) || sv.expects.unsure(unsureUnnamed)) {
 		return
 	}
-	sv.stalled = false
+	sv.stalled, sv.stalledDry = false, false
 	if sv.client != nil {
 		m.wake(&sv.client.conn)
 	}
@@ -252,6 +252,11 @@ func (m *machine) clientMessage(cl *client, b []byte) (used, need int) {
 	}
 	switch typ {
 	case pgwire.MsgQuery:
+		if cl.watched {
+			if used, need, done := m.clientQuery(cl, b, total); done {
+				return used, need
+			}
+		}
 		if m.limits.noPQExec {
 			m.log.Error("client used \"Query\" packet type", "client", cl.addr)
 			m.refuseClient(cl, refusedProtocol, errPQExec)

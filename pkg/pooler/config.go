@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"time"
 
 	"github.com/pgsteer/pgsteer/pkg/pgwire"
+	"github.com/pgsteer/pgsteer/pkg/pooler/hba"
 )
 
 // Config is what a Pooler is to do. DefaultConfig returns one with the values
@@ -16,6 +18,11 @@ import (
 type Config struct {
 	// Listen are the addresses to listen at, host:port each.
 	Listen []string
+	// Sockets are listening sockets that are there already. Those at an address of
+	// Listen are used, and closed at the end; the others are the caller's.
+	Sockets []*net.TCPListener
+	// UnixSocket is where to listen besides.
+	UnixSocket UnixSocket
 	// Backlog is the length of the kernel's queue of connections not yet
 	// accepted. 0 means the system's (net.core.somaxconn).
 	Backlog int
@@ -37,9 +44,17 @@ type Config struct {
 	Databases map[string]Database
 	Fallback  *Database
 
-	// AuthMethod is how clients prove who they are, Users whom there is.
+	// AuthType is how clients prove who they are, AuthMethod by what password
+	// exchange if it is AuthPassword, HBA are the rules for AuthHBA. Users are
+	// whom there is.
+	AuthType   AuthType
 	AuthMethod pgwire.AuthMethod
-	Users      map[string]pgwire.Secret
+	HBA        hba.Rules
+	// AuthUser, AuthQuery and AuthDBName are for databases without their own:
+	// as whom, how and in which database to ask for users who are not in Users.
+	// Nobody is asked if AuthUser is empty.
+	AuthUser, AuthQuery, AuthDBName string
+	Users                           map[string]pgwire.Secret
 
 	// ClientTLS is about connections from clients, ServerTLS about those to
 	// servers. None of it concerns Unix sockets.
@@ -130,6 +145,10 @@ type Config struct {
 	SuspendTimeout       time.Duration // for buffers to be emptied at SUSPEND; 0: none
 	ShutdownTimeout      time.Duration // for transactions to end when Run is cancelled
 
+	// LeakGuard is what becomes of what a client leaves behind in a server's
+	// session in transaction or statement pooling.
+	LeakGuard Guard
+
 	// StatsPeriod is the time over which the console's averages are taken.
 	StatsPeriod time.Duration
 
@@ -189,6 +208,11 @@ type Database struct {
 	MaxConnections, MaxClientConnections int
 	ServerLifetime                       time.Duration // 0: the Config's
 	QueryWaitTimeout                     time.Duration // 0: the Config's, negative: none
+	AuthUser, AuthQuery, AuthDBName      string        // empty: the Config's
+
+	// Params are run-time parameters that servers are logged in with. Where they
+	// are tracked, they hold for clients that do not name them.
+	Params []pgwire.Param
 
 	auto bool // made from Config.Fallback
 }
@@ -228,7 +252,7 @@ func DefaultConfig() Config {
 // validate refuses what the pooler cannot work with.
 func (c *Config) validate() error {
 	switch {
-	case len(c.Listen) == 0:
+	case len(c.Listen) == 0 && c.UnixSocket.Dir == "":
 		return errors.New("no address to listen at")
 	case len(c.Databases) == 0 && c.Fallback == nil:
 		return errors.New("no database")
@@ -251,6 +275,9 @@ func (c *Config) validate() error {
 		c.ReservePoolTimeout < 0, c.ServerLifetime < 0, c.ServerIdleTimeout < 0, c.ShutdownTimeout < 0:
 		return errors.New("a timeout is negative")
 	}
+	if c.AuthType == AuthCert && (c.ClientTLS.Mode != TLSVerifyFull || c.ClientTLS.CAFile == "") {
+		return errors.New("auth_type=cert requires client_tls_sslmode=verify-full and client_tls_ca_file")
+	}
 	for name, d := range c.Databases {
 		if err := d.validate(); err != nil {
 			return fmt.Errorf("checking database %q: %w", name, err)
@@ -271,6 +298,9 @@ func (c *Config) inherit(d *Database) {
 	d.MinPoolSize = cmp.Or(d.MinPoolSize, c.MinPoolSize)
 	d.ReservePoolSize = cmp.Or(d.ReservePoolSize, c.ReservePoolSize)
 	d.MaxConnections = cmp.Or(d.MaxConnections, c.MaxDBConnections)
+	d.AuthUser = cmp.Or(d.AuthUser, c.AuthUser)
+	d.AuthQuery = cmp.Or(d.AuthQuery, c.AuthQuery, DefaultAuthQuery)
+	d.AuthDBName = cmp.Or(d.AuthDBName, c.AuthDBName)
 	d.MaxClientConnections = cmp.Or(d.MaxClientConnections, c.MaxDBClientConnections)
 }
 

@@ -74,7 +74,7 @@ var (
 // openConsole begins a session of a user who has proved to be one, or says why
 // there is none.
 func (p *Pooler) openConsole(conn net.Conn, who newcomer) (*console, error) {
-	admin := slices.Contains(p.conf().AdminUsers, who.login)
+	admin := who.own || slices.Contains(p.conf().AdminUsers, who.login)
 	if !admin && !slices.Contains(p.conf().StatsUsers, who.login) {
 		return nil, errNotAllowed
 	}

@@ -23,6 +23,7 @@ func (p *Pooler) dial(pl *pool) {
 		Secret:   p.secretFor(pl),
 		Keys:     pl.keys,
 		Cache:    &pl.cache,
+		Params:   pl.db.Params,
 	}
 	db, epoch := pl.db, pl.epoch
 	p.wg.Go(func() {
@@ -45,7 +46,10 @@ func (p *Pooler) secretFor(pl *pool) pgwire.Secret {
 	if pl.db.Secret.Kind != pgwire.SecretNone {
 		return pl.db.Secret
 	}
-	return p.conf().Users[pl.key.user]
+	if s, ok := p.conf().lookup(pl.key.user); ok {
+		return s
+	}
+	return pl.secret
 }
 
 // place is where a server may be.
@@ -84,29 +88,74 @@ func (p *Pooler) connect(db *Database, login pgwire.ServerLogin) (loggedIn, erro
 	return n, err
 }
 
-// minAttempt is the least time for one of several hosts.
-const minAttempt = time.Second
+// headStart is how long one of several hosts is waited for before the next is
+// tried beside it: a machine that died does not even refuse. A login takes some
+// milliseconds, a lost packet of one 200.
+const headStart = time.Second
 
+// attempt is what came of a login at one host.
+type attempt struct {
+	host string
+	n    loggedIn
+	err  error
+}
+
+// connectFirst tries a database's hosts in their order until one will do.
 func (p *Pooler) connectFirst(ctx context.Context, db *Database, target TargetSession, login pgwire.ServerLogin) (loggedIn, error) {
 	hosts := p.hosts.order(db, time.Now(), p.conf().ServerLoginRetry)
-	limit := p.conf().ServerConnectTimeout
-	if len(hosts) > 1 {
-		// A host that does not answer at all must leave time for the others.
-		limit = max(limit/time.Duration(len(hosts)), min(minAttempt, limit))
+	if len(hosts) == 1 {
+		return p.connectHost(ctx, db, hosts[0], target, login)
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	results := make(chan attempt, len(hosts)) // nobody waits to put one in
+	under := make(map[string]time.Time)       // since when
+	begin := func() {
+		host := hosts[0]
+		hosts = hosts[1:]
+		under[host] = time.Now()
+		p.wg.Go(func() {
+			n, err := p.connectHost(ctx, db, host, target, login)
+			results <- attempt{host, n, err}
+		})
+	}
+	// Whatever is under way when it is decided is ended, and what comes of it
+	// closed.
+	defer func() {
+		cancel()
+		for range len(under) {
+			if a := <-results; a.err == nil {
+				_ = unix.Close(a.n.fd)
+			}
+		}
+	}()
+	next := time.NewTicker(headStart)
+	defer next.Stop()
 	var errs []error
-	for _, host := range hosts {
-		n, err := p.connectHost(ctx, db, host, target, login, limit)
-		fit, _ := errors.AsType[*unfit](err)
-		if len(hosts) > 1 {
-			p.hosts.tried(db, host, time.Now(), err == nil)
+	for begin(); len(under) > 0; {
+		select {
+		case <-next.C:
+		case a := <-results:
+			now := time.Now()
+			delete(under, a.host)
+			p.hosts.tried(db, a.host, now, a.err == nil)
+			if a.err == nil {
+				for host, since := range under {
+					if now.Sub(since) >= headStart {
+						p.hosts.tried(db, host, now, false) // it has not answered
+					}
+				}
+				return a.n, nil
+			}
+			fit, _ := errors.AsType[*unfit](a.err)
+			if _, lasting := lastingFailure(a.err); fit == nil && lasting {
+				return loggedIn{}, a.err
+			}
+			errs = append(errs, fmt.Errorf("%s: %w", a.host, a.err))
+			next.Reset(headStart)
 		}
-		if err == nil {
-			return n, nil
-		}
-		errs = append(errs, fmt.Errorf("%s: %w", host, err))
-		if _, lasting := lastingFailure(err); len(hosts) == 1 || fit == nil && lasting || ctx.Err() != nil {
-			return loggedIn{}, err
+		if len(hosts) > 0 && ctx.Err() == nil {
+			begin()
 		}
 	}
 	// Whatever they said, another attempt may find another state of affairs.
@@ -140,9 +189,7 @@ func (e *noHost) As(target any) bool {
 }
 
 // connectHost tries the addresses of one host.
-func (p *Pooler) connectHost(ctx context.Context, db *Database, host string, target TargetSession, login pgwire.ServerLogin, limit time.Duration) (n loggedIn, err error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
+func (p *Pooler) connectHost(ctx context.Context, db *Database, host string, target TargetSession, login pgwire.ServerLogin) (n loggedIn, err error) {
 	places, err := p.places(ctx, db, host)
 	if err != nil {
 		return loggedIn{}, err
@@ -164,6 +211,8 @@ func (p *Pooler) connectTo(ctx context.Context, at place, target TargetSession, 
 	if err != nil {
 		return loggedIn{}, err
 	}
+	info, binding := secured.describeTLS()
+	login.Binding = binding
 	session, err := pgwire.ConnectServer(ctx, conn, login)
 	if err != nil {
 		_ = conn.Close() // the login's error says it all
@@ -182,7 +231,7 @@ func (p *Pooler) connectTo(ctx context.Context, at place, target TargetSession, 
 	if at.network == "unix" {
 		n.addr = at.addr
 	}
-	n.tlsInfo, _ = secured.describeTLS()
+	n.tlsInfo = info
 	if n.fd, err = takeTLS(conn, secured); err != nil {
 		return loggedIn{}, err
 	}

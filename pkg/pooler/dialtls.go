@@ -66,12 +66,12 @@ func tlsRefused(err error) bool {
 	return certificate || alert || errors.Is(err, errServerNoTLS) || errors.Is(err, errServerCertificate)
 }
 
-// describeTLS returns what the log says about a session, and the server's
-// certificate. Session may be nil.
-func (s *tlsSession) describeTLS() (info string, state tls.ConnectionState) {
+// describeTLS returns what the log says about a session with a server, and its
+// channel binding. The session may be nil.
+func (s *tlsSession) describeTLS() (info string, binding []byte) {
 	if s == nil {
-		return "", state
+		return "", nil
 	}
-	state = s.conn.ConnectionState()
-	return pgwire.TLSInfo(&state), state
+	state := s.conn.ConnectionState()
+	return pgwire.TLSInfo(&state), endPoint(state.PeerCertificates[0])
 }

@@ -85,6 +85,12 @@ func (m *machine) clientParseUnnamed(cl *client, b []byte, total int) (used, nee
 	if keep && len(b) < total {
 		return 0, total
 	}
+	if cl.watched {
+		cl.unnamedLeft = leftAny
+		if len(b) >= min(total, pgwire.HeaderLen+1+lookLen) {
+			cl.unnamedLeft = lookAt(text(b[min(total, pgwire.HeaderLen+1):min(total, len(b))]))
+		}
+	}
 	cl.unnamed = cl.unnamed[:0]
 	if keep {
 		cl.unnamed = append(cl.unnamed, b[:total]...)
@@ -195,6 +201,9 @@ func (m *machine) useStatement(cl *client, typ byte, b []byte, total int, names 
 		cl.pool.stats.Binds++
 	}
 	if len(name) == 0 {
+		if cl.unnamedLeft != 0 && typ == pgwire.MsgBind && !m.leaves(cl, sv, cl.unnamedLeft) {
+			return 0, 0
+		}
 		m.prepareUnnamed(cl, sv)
 		sv.flight = true
 		m.expect(sv, expect{kind: expectReplies, n: 1})
@@ -203,6 +212,9 @@ func (m *machine) useStatement(cl *client, typ byte, b []byte, total int, names 
 	st := cl.names[string(name)]
 	if st == nil {
 		return m.passUnknown(cl, typ, b, total, names)
+	}
+	if st.left != 0 && typ == pgwire.MsgBind && cl.watched && !m.leaves(cl, sv, st.left) {
+		return 0, 0
 	}
 	m.prepare(sv, st)
 	return m.passRenamed(cl, typ, b, total, names, st.name)

@@ -244,6 +244,47 @@ func TestNameMoves(t *testing.T) {
 	}
 }
 
+// TestSilentHost: a host that does not answer at all, as a machine that died,
+// costs a moment, not the connect timeout; it is tried last afterwards.
+func TestSilentHost(t *testing.T) {
+	_, port := postgres(t)
+	front := newFronts(t, port, port)
+	ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.13", strconv.Itoa(int(front.port))))
+	if err != nil {
+		t.Skipf("needs further loopback addresses: %v", err)
+	}
+	defer ln.Close() // accepts in the kernel, and says nothing
+	for _, target := range []TargetSession{TargetAny, TargetPrimary} {
+		p := startPooler(t, func(c *Config) {
+			c.Fallback = nil
+			c.Databases = map[string]Database{"postgres": {Host: "127.0.0.13," + front.hosts[0], Port: front.port, Target: target}}
+		})
+		ctx := testContext(t)
+		for i := range 3 {
+			begun := time.Now()
+			c := p.connect()
+			if _, err := c.Exec(ctx, "select 1"); err != nil {
+				t.Fatal(err)
+			}
+			took := time.Since(begun)
+			if i == 0 && took < headStart || took > p.conf().ServerConnectTimeout/2 {
+				t.Errorf("%v, client %d: %v", target, i, took)
+			}
+			if i > 0 && took >= headStart {
+				t.Errorf("%v: the host was tried again: %v", target, took)
+			}
+			p.ask(func(m *machine) {
+				for _, c := range m.slots {
+					if c != nil && c.sv != nil {
+						m.closeServer(c.sv, "test")
+					}
+				}
+			})
+			c.Close(ctx)
+		}
+	}
+}
+
 // TestAskRole: a server that does not report its role is asked.
 func TestAskRole(t *testing.T) {
 	_, port := postgres(t)

@@ -262,7 +262,8 @@ func (m *machine) carryClient(cl *client) carriedClient {
 	r := carriedClient{
 		ID: cl.id, PID: cl.key.PID, Secret: []byte(cl.key.Secret), Protocol: uint32(cl.protocol),
 		Login: carriedText(cl.login), Database: carriedText(cl.pool.key.database), User: carriedText(cl.pool.key.user),
-		Mode: cl.mode.String(), Renames: cl.renames, Addr: cl.addr, Local: cl.local, Vars: carryVars(&cl.vars),
+		Mode: cl.mode.String(), Renames: cl.renames, Addr: cl.addr, Local: cl.local,
+		Vars: carryVars(&cl.vars), Rest: carriedText(cl.rest), Facts: carriedText(cl.facts),
 		HasUnnamed: cl.unnamedSeq != 0, Connected: m.now - cl.connectedAt,
 	}
 	if r.HasUnnamed {
@@ -287,7 +288,8 @@ func (m *machine) carryServer(sv *server) carriedServer {
 		ID: sv.id, PID: sv.key.PID, Secret: []byte(sv.key.Secret), Network: sv.network, Addr: sv.addr, Local: sv.local,
 		Database: carriedText(p.key.database), User: carriedText(p.key.user),
 		Host: carriedText(sv.host), ByName: sv.byName, Target: p.db.Target.String(), Port: p.db.Port, DBName: carriedText(p.db.DBName),
-		Vars: carryVars(&sv.vars), HasUnnamed: sv.unnamedSeq != unnamedNone, Unreset: sv.unreset, Touched: sv.touched,
+		Vars: carryVars(&sv.vars), Rest: carriedText(sv.rest), Facts: carriedText(sv.facts), Left: sv.left, Pinned: sv.pinned,
+		HasUnnamed: sv.unnamedSeq != unnamedNone, Unreset: sv.unreset, Touched: sv.touched,
 		Opened: m.now - sv.openedAt, Used: m.now - sv.usedAt,
 	}
 	for e := sv.prepared.used.tail; e != nil; e = e.lk.prev {

@@ -109,20 +109,25 @@ func (m *machine) inheritClient(r *carriedClient, db *Database, fd int) (*client
 		return nil, errNoStatements
 	case r.Skip < 0:
 		return nil, errors.New("its input makes no sense")
-	case m.byPID[r.PID] != nil:
+	case len(r.Secret) < pgwire.SecretLen30 || m.clientByKey(pgwire.CancelKey{PID: r.PID, Secret: string(r.Secret)}) != nil:
 		return nil, errKeyTaken
 	}
 	cl := &client{
 		pool: p, id: r.ID, key: pgwire.CancelKey{PID: r.PID, Secret: string(r.Secret)}, protocol: pgwire.Version(r.Protocol),
-		login: string(r.Login), addr: r.Addr, local: r.Local, vars: v, connectedAt: m.now - r.Connected,
-		mode: mode, renames: r.Renames,
+		login: string(r.Login), addr: r.Addr, local: r.Local, connectedAt: m.now - r.Connected,
+		mode: mode, renames: r.Renames, watched: m.limits.leakGuard != GuardOff && mode != PoolSession,
+		applied: applied{paramState: paramState{v, params(r.Rest), params(r.Facts)}},
 	}
+	cl.seal()
 	if r.Requested != nil {
 		cl.requestedAt = m.now - *r.Requested
 	}
 	if r.HasUnnamed {
 		m.nextSeq++
 		cl.unnamed, cl.unnamedSeq = r.Unnamed, m.nextSeq
+		if len(r.Unnamed) > pgwire.HeaderLen {
+			cl.unnamedLeft = lookAt(text(r.Unnamed[pgwire.HeaderLen+1:]))
+		}
 	}
 	for _, n := range r.Names {
 		st := m.legacy.stmts[n.Stmt]
@@ -136,7 +141,7 @@ func (m *machine) inheritClient(r *carriedClient, db *Database, fd int) (*client
 	cl.use.clients++
 	p.dbUse.clients++
 	p.clients[clientNew]++
-	m.byPID[cl.key.PID] = cl
+	m.addKey(cl)
 	m.hold(cl, r.Input)
 	cl.in.left, cl.in.drop = r.Skip, r.Skip > 0
 	m.moveClient(cl, clientLeaving)
@@ -171,9 +176,11 @@ func (m *machine) inheritServer(r *carriedServer, db *Database, fd int) (*server
 	sv := &server{
 		pool: p, id: r.ID, key: pgwire.CancelKey{PID: r.PID, Secret: string(r.Secret)}, network: r.Network, addr: r.Addr,
 		host: host, byName: r.ByName,
-		local: r.Local, vars: v, status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now - r.Opened,
+		local: r.Local, applied: applied{paramState: paramState{v, params(r.Rest), params(r.Facts)}}, status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now - r.Opened,
 		unreset: r.Unreset, touched: r.Touched, epoch: p.epoch, usedAt: m.now - r.Used,
 	}
+	sv.seal()
+	sv.left, sv.pinned = r.Left, r.Pinned
 	if r.HasUnnamed {
 		sv.unnamedSeq = unnamedUnknown
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -34,7 +35,12 @@ func (p *Pooler) login(conn net.Conn, s *pgwire.Startup, n *newcomer, full bool)
 	if err := p.parameters(n, s); err != nil {
 		return refusedParameter, err
 	}
-	id, err := p.conf().auth.AuthenticateClient(conn, s)
+	if console && s.User == consoleDatabase && ownUser(conn) {
+		n.own = true
+		p.logLogin(n, s.Database)
+		return 0, errConsole
+	}
+	id, err := p.authenticate(conn, s, n)
 	if err != nil {
 		return refusedAuth, err
 	}
@@ -49,13 +55,15 @@ func (p *Pooler) login(conn net.Conn, s *pgwire.Startup, n *newcomer, full bool)
 	}
 	n.user, n.keys = id.User, id.Keys
 	if u := n.database.User; u != "" {
-		n.user, n.keys = u, nil
+		n.user, n.keys, n.secret = u, nil, pgwire.Secret{}
 	}
 	p.logLogin(n, s.Database)
 	if n.fd, err = takeTLS(conn, n.tls); err != nil {
 		return refusedStartup, err
 	}
-	if err := unix.SetsockoptInt(n.fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSentLimit); err != nil {
+	if isLocal(conn) {
+		// Its buffers are small.
+	} else if err := unix.SetsockoptInt(n.fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSentLimit); err != nil {
 		p.log.Warn("failed to bound a client's send buffer", "client", n.addr, "error", err)
 	}
 	if !p.loop.post(func() { p.adoptClient(*n) }) {
@@ -79,7 +87,22 @@ func (p *Pooler) cancelClient(from netip.AddrPort, key pgwire.CancelKey) {
 	if p.cancelConsole(key) {
 		return
 	}
-	if !p.cancelHere(key) && !p.cancelThere(key, true, true) {
+	known := p.isPeer(from.Addr()) // it has its own guessers
+	if !known && !p.forwarding.guess.may(from.Addr(), time.Now()) {
+		p.log.Debug("too many cancel requests for nobody", "client", from)
+		return
+	}
+	if p.cancelHere(key) || p.cancelThere(key, true, true) || p.askSiblings(key) {
+		return
+	}
+	forwarded, err := p.forwardCancel(key)
+	if err != nil {
+		p.log.Warn(err.Error(), "client", from)
+	}
+	if !known {
+		p.forwarding.guess.missed(from.Addr(), time.Now())
+	}
+	if !forwarded {
 		p.log.Debug("cancel request for nobody", "client", from)
 	}
 }
@@ -126,8 +149,8 @@ func (p *Pooler) adoptClient(n newcomer) {
 	}
 }
 
-// parameters takes the startup parameters that follow the client, and refuses
-// those that nobody would honour.
+// parameters takes the startup parameters, which follow the client from server
+// to server.
 func (p *Pooler) parameters(n *newcomer, s *pgwire.Startup) error {
 	for _, param := range s.Params {
 		switch {
@@ -142,8 +165,7 @@ func (p *Pooler) parameters(n *newcomer, s *pgwire.Startup) error {
 				return err
 			}
 		default:
-			return pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation,
-				"unsupported startup parameter: "+param.Name)
+			n.extra = append(n.extra, param)
 		}
 	}
 	if p.conf().AddHost {
@@ -158,8 +180,16 @@ func (n *newcomer) addHost() {
 	if !n.varsSet[varApplicationName] {
 		name = "app" // PgBouncer's word
 	}
-	n.vars[varApplicationName] = fmt.Sprintf("%s - %v", name, n.addr)
+	n.vars[varApplicationName] = fmt.Sprintf("%s - %s", name, endpoint(n.addr))
 	n.varsSet[varApplicationName] = true
+}
+
+// endpoint writes the address of a client, in PgBouncer's form for a Unix socket.
+func endpoint(a netip.AddrPort) string {
+	if !a.Addr().IsValid() {
+		return fmt.Sprintf("unix:%d", a.Port())
+	}
+	return a.String()
 }
 
 // parameter notes the value of a tracked parameter, and reports whether it is
@@ -194,8 +224,7 @@ func (p *Pooler) options(n *newcomer, text string) error {
 		}
 		name = strings.ReplaceAll(name, "-", "_")
 		if !p.parameter(n, name, value) && !p.conf().ignore[strings.ToLower(name)] {
-			return pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProtocolViolation,
-				"unsupported startup parameter in options: "+name)
+			n.extra = append(n.extra, pgwire.Param{Name: name, Value: value})
 		}
 	}
 	return nil

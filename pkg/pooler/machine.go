@@ -60,12 +60,14 @@ type limits struct {
 	poolIdle       time.Duration // after which an unused pool is forgotten; 0: never
 	autoIdle       time.Duration // one of a database that the entry * made; 0: never
 	fastClose      bool          // a server that is to be replaced goes though a session goes on there
+	peerID         int           // stands in cancel keys; 0: nothing does
 	roundRobin     bool          // servers are used in turn
 	noPQExec       bool          // simple queries are refused
 	maxPacket      int           // bytes of a client's message; 0: any number
 	reserveAfter   time.Duration // how long a client waits before its pool's reserve is used; 0: it is not
 	maxUser        int           // servers of a user, over all databases; 0: any number
 	maxUserClients int
+	leakGuard      Guard
 	gatherBudget   int // bytes of unfinished messages, over all clients
 
 	login, logout, trouble slog.Level // of what is logged about each connection
@@ -114,12 +116,14 @@ func limitsOf(c *Config) limits {
 		poolIdle:       c.PoolIdleTimeout,
 		autoIdle:       c.AutoDBIdleTimeout,
 		fastClose:      c.ServerFastClose,
+		peerID:         c.PeerID,
 		roundRobin:     c.ServerRoundRobin,
 		noPQExec:       c.DisablePQExec,
 		maxPacket:      c.MaxPacketSize,
 		reserveAfter:   c.ReservePoolTimeout,
 		maxUser:        c.MaxUserConnections,
 		maxUserClients: c.MaxUserClientConnections,
+		leakGuard:      c.LeakGuard,
 		gatherBudget:   gatherBudget,
 		login:          levelIf(c.LogConnections, slog.LevelInfo),
 		logout:         levelIf(c.LogDisconnections, slog.LevelInfo),
@@ -149,7 +153,7 @@ type machine struct {
 	free  []uint32
 
 	pools map[poolKey]*pool
-	byPID map[uint32]*client
+	byPID map[uint32]*client // the first four bytes of cancel keys; others follow by client.sameKey
 
 	dbUses, userUses usages
 	// blocked: a limit keeps a pool from growing. Freed: since it was last looked
@@ -268,6 +272,7 @@ type newcomer struct {
 	database *Database
 	from     *settings // that the database is from
 	login    string    // the user that it is
+	own      bool      // our own user, by a Unix socket: an admin
 	user     string    // the user that its servers are logged in as
 	protocol pgwire.Version
 	addr     netip.AddrPort // whom it is: the peer, or whom a trusted balancer speaks for
@@ -275,7 +280,9 @@ type newcomer struct {
 	local    netip.AddrPort // where it was accepted
 	vars     vars
 	varsSet  [numVars]bool
+	extra    []pgwire.Param    // other run-time parameters of its startup packet
 	keys     *pgwire.ScramKeys // what its login revealed
+	secret   pgwire.Secret     // what auth_query found
 }
 
 // addClient takes a client in. Its welcome follows as soon as the pool's
@@ -285,10 +292,13 @@ func (m *machine) addClient(n newcomer) *client {
 	if n.keys != nil {
 		p.keys = n.keys
 	}
+	if n.secret.Kind != pgwire.SecretNone {
+		p.secret = n.secret
+	}
 	cl := &client{
 		pool: p, id: n.id, protocol: n.protocol, login: n.login, addr: n.addr, local: n.local,
-		vars: n.vars, varsSet: n.varsSet, connectedAt: m.now,
-		mode: p.mode, renames: m.maxPrepared(p) > 0,
+		applied: applied{paramState: paramState{vars: n.vars, rest: newParams(n.extra)}}, varsSet: n.varsSet, connectedAt: m.now,
+		mode: p.mode, renames: m.maxPrepared(p) > 0, watched: m.limits.leakGuard != GuardOff && p.mode != PoolSession,
 	}
 	cl.cl, cl.tls, cl.tlsInfo = cl, n.tls, n.tlsInfo
 	m.enter(&cl.conn, n.fd)
@@ -297,13 +307,7 @@ func (m *machine) addClient(n newcomer) *client {
 	cl.use.clients++
 	p.dbUse.clients++
 	p.clients[clientNew]++
-	for {
-		cl.key = pgwire.NewCancelKey(n.protocol)
-		if m.byPID[cl.key.PID] == nil {
-			break
-		}
-	}
-	m.byPID[cl.key.PID] = cl
+	m.enroll(cl)
 	p.stats.Logins++
 	m.moveClient(cl, clientGreeting)
 	m.emit(&cl.conn, pgwire.AppendAuthenticationOk(nil))
@@ -330,17 +334,21 @@ func (m *machine) addClient(n newcomer) *client {
 
 // greet sends a client what follows AuthenticationOk (section 53.2.1).
 func (m *machine) greet(cl *client) {
-	defaults := cl.pool.params.vars()
+	defaults := cl.pool.params.state()
 	var out []byte
 	for i := range cl.vars {
 		if !cl.varsSet[i] {
-			cl.vars[i] = defaults[i]
+			cl.vars[i] = defaults.vars[i]
 		}
 	}
+	cl.facts = defaults.facts
+	cl.seal()
 	for _, p := range cl.pool.params {
 		value := p.Value
 		if i := varIndex(p.Name); i >= 0 {
 			value = cl.vars[i]
+		} else if v, ok := cl.rest.get(p.Name); ok {
+			value = v
 		}
 		out = pgwire.AppendParameterStatus(out, p.Name, value)
 	}
@@ -393,9 +401,7 @@ func (m *machine) forget(cl *client) {
 		cl.use = nil
 		cl.pool.dbUse.clients--
 	}
-	if m.byPID[cl.key.PID] == cl {
-		delete(m.byPID, cl.key.PID)
-	}
+	m.dropKey(cl)
 	m.stmts.unnameAll(cl, func(string) bool { return true })
 	cl.names, cl.unnamed = nil, nil
 	m.hold(cl, nil)

@@ -133,10 +133,14 @@ func TestSplitOptions(t *testing.T) {
 }
 
 func TestAppendSet(t *testing.T) {
-	have := vars{"UTF8", "ISO, MDY", "UTC", "on", "", "postgres"}
+	have := paramState{vars: vars{"UTF8", "ISO, MDY", "UTC", "on", "", "postgres"}}
+	have.rest = newParams([]pgwire.Param{{Name: "role", Value: "x"}, {Name: "Geqo", Value: "off"}, {Name: "a.\"b", Value: "1"}})
 	want := have
-	want[varApplicationName], want[varTimeZone] = `it's a \`, "Asia/Tokyo"
-	sql := `SET TimeZone='Asia/Tokyo';SET application_name=E'it''s a \\';`
+	want.vars[varApplicationName], want.vars[varTimeZone] = `it's a \`, "Asia/Tokyo"
+	want.rest = newParams([]pgwire.Param{{Name: "role", Value: "y"}, {Name: "SEARCH_PATH", Value: "a, 'b"}, {Name: "session_authorization", Value: "z"}})
+	sql := `RESET "a"."""b";RESET "geqo";SET TimeZone='Asia/Tokyo';SET application_name=E'it''s a \\';` +
+		`SELECT pg_catalog.set_config('search_path','a, ''b',false);` +
+		`SELECT pg_catalog.set_config('session_authorization','z',false);SELECT pg_catalog.set_config('role','y',false);`
 	if got := string(appendSet(nil, &have, &want)); got != string(pgwire.AppendQuery(nil, sql)) {
 		t.Errorf("got %q", got)
 	}

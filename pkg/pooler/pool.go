@@ -28,11 +28,12 @@ type pool struct {
 	lifetime         time.Duration
 	unusedAt         time.Duration // when it was last seen with clients or servers
 	dbUse, userUse   *usage
-	blocked          bool   // by a limit that it shares with other pools
-	host             string // of the last server, if there is one right host at a time
-	removed          bool   // its database is no more
-	yield            bool   // the next server that is free is closed in another pool's favour
-	paused           bool   // by the console: no server for anybody
+	blocked          bool          // by a limit that it shares with other pools
+	host             string        // of the last server, if there is one right host at a time
+	removed          bool          // its database is no more
+	yield            bool          // the next server that is free is closed in another pool's favour
+	paused           bool          // by the console: no server for anybody
+	leftLogged       time.Duration // when the log spoke of session state last
 	// resets: a server is cleaned by a query before the next client gets it.
 	resets bool
 
@@ -49,6 +50,7 @@ type pool struct {
 	greeting list[client]
 
 	params paramList         // what a server reported at login; nil before the first
+	secret pgwire.Secret     // of the last client whom auth_query found
 	keys   *pgwire.ScramKeys // of the last client that proved them
 	cache  pgwire.KeyCache   // used by the goroutines that dial
 
@@ -79,6 +81,8 @@ type PoolStats struct {
 	ServersLost         uint64 // closed by the other side
 	Cancels             uint64 // sent to servers
 	Settings            uint64 // hand-outs that needed a SET
+	Pins                uint64 // of servers to clients with session advisory locks
+	Leftovers           uint64 // transactions that left session state behind
 	Notifications       uint64 // dropped: a pooled server's belong to nobody
 
 	ClientParses uint64 // of named statements
@@ -153,10 +157,12 @@ func (m *machine) addServer(p *pool, n loggedIn) *server {
 	m.movedTo(p, n.host)
 	p.params = n.params
 	sv := &server{
-		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, host: n.host, byName: n.byName, local: n.local, vars: n.params.vars(),
-		status: pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now, usedAt: m.now, epoch: n.epoch,
+		pool: p, id: n.id, key: n.key, network: n.network, addr: n.addr, host: n.host, byName: n.byName, local: n.local,
+		applied: applied{paramState: n.params.state()},
+		status:  pgwire.TxIdle, prepared: newPrepareds(), openedAt: m.now, usedAt: m.now, epoch: n.epoch,
 	}
 	sv.sv, sv.tls, sv.tlsInfo = sv, n.tls, n.tlsInfo
+	sv.seal()
 	m.enter(&sv.conn, n.fd)
 	p.servers[serverNew]++
 	m.log.Log(context.Background(), m.limits.login, "new connection to server", "database", p.key.database, "user", p.key.user, "pid", sv.key.PID)
@@ -217,7 +223,7 @@ func (m *machine) attach(cl *client) bool {
 }
 
 // pickDepth is how many idle servers are looked at for one whose parameters
-// are the client's already: a comparison of strings each, against a round trip.
+// are the client's already: a comparison of pointers each, against a round trip.
 const pickDepth = 16
 
 func (m *machine) pick(p *pool, cl *client) *server {
@@ -227,7 +233,7 @@ func (m *machine) pick(p *pool, cl *client) *server {
 		case sv.readable:
 			// It has something to say, perhaps goodbye: first listen, see
 			// serverDry.
-		case sv.vars == cl.vars:
+		case sv.handle == cl.handle:
 			return sv
 		case first == nil:
 			first = sv
@@ -244,17 +250,14 @@ func (m *machine) link(cl *client, sv *server) {
 	cl.pool.stats.Assignments++
 	m.moveServer(sv, serverActive)
 	sv.client, cl.server = cl, sv
-	sv.touched, sv.stalled, sv.lastType = false, false, 0
+	sv.touched, sv.stalled, sv.stalledDry, sv.lastType = false, false, false, 0
 	sv.unreset = cl.pool.resets || cl.mode == PoolSession && len(m.limits.resetMsg) > 0
 	cl.linkedAt, cl.cancelWanted, cl.waitNotified = m.now, false, false
-	if sv.vars == cl.vars {
+	if sv.handle == cl.handle {
 		m.moveClient(cl, clientActive)
 		return
 	}
-	cl.pool.stats.Settings++
-	m.moveClient(cl, clientSetting)
-	sv.setError = nil
-	m.ownQuery(sv, appendSet(nil, &sv.vars, &cl.vars))
+	m.adapt(cl, sv)
 }
 
 // ownQuery sends a simple query whose answers nobody gets to see.
@@ -266,19 +269,17 @@ func (m *machine) ownQuery(sv *server, msg []byte) {
 
 // setDone goes on with a client whose server now has its parameters.
 func (m *machine) setDone(cl *client, sv *server) {
+	if sv.checking {
+		m.locksChecked(cl, sv)
+		return
+	}
+	sv.left &^= leftHalf
 	if e := sv.setError; e != nil {
 		m.refuseClient(cl, refusedParameter, pgwire.NewError(pgwire.SeverityFatal, e.Code, e.Message))
 		return
 	}
-	// The server's spelling counts: "iso" has become "ISO, MDY". The client
-	// is told where that is news to it.
-	for i := range cl.vars {
-		if cl.vars[i] != sv.vars[i] {
-			cl.vars[i] = sv.vars[i]
-			m.emit(&cl.conn, pgwire.AppendParameterStatus(nil, varNames[i], cl.vars[i]))
-		}
-	}
-	if cl.cancelWanted {
+	m.inform(cl, sv)
+	if cl.cancelWanted && !sv.touched {
 		cl.server, sv.client = nil, nil
 		m.refuseRequest(cl)
 		m.handOut(sv)
@@ -325,6 +326,8 @@ func (m *machine) handOut(sv *server) {
 	case sv.unreset && len(m.limits.resetMsg) > 0:
 		sv.unreset = false
 		m.test(sv, m.limits.resetMsg, resetFailed)
+	case sv.left != 0:
+		m.clean(sv)
 	case p.yield:
 		p.yield = false
 		m.closeServer(sv, "evicted")

@@ -23,12 +23,14 @@ type Pooler struct {
 	log       *slog.Logger
 	loop      *loop
 	listeners []net.Listener
+	local     *localListener // nil: none
 
 	gate        gate
 	ids         atomic.Uint64 // given to connections
 	consoles    consoles
 	succession  succession
 	accepting   gate
+	forwarding  forwarding
 	hosts       hostBook
 	addresses   *addressBook
 	refreshing  bool            // names are being looked up; the loop's
@@ -37,6 +39,9 @@ type Pooler struct {
 	lateEnd     context.CancelFunc
 	// handshakes holds an entry for each handshake that computes.
 	handshakes chan struct{}
+	// logins holds an entry for each authentication that computes.
+	logins chan struct{}
+	auths  authBook
 
 	clients atomic.Int64 // connected
 	parting atomic.Int64 // goroutines that wait for a client's close
@@ -61,7 +66,10 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pooler{log: log, done: make(chan struct{}), handshakes: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	p := &Pooler{
+		log: log, done: make(chan struct{}), auths: newAuthBook(),
+		handshakes: make(chan struct{}, runtime.GOMAXPROCS(0)), logins: make(chan struct{}, runtime.GOMAXPROCS(0)),
+	}
 	p.inForce.Store(s)
 	p.addresses = newAddressBook(p.addressesChanged)
 	if config.lookup != nil {
@@ -89,6 +97,9 @@ func Open(config Config, log *slog.Logger) (_ *Pooler, err error) {
 			return nil, fmt.Errorf("opening listener: %w", err)
 		}
 		p.listeners = append(p.listeners, ln)
+	}
+	if err := p.openLocal(); err != nil {
+		return nil, err
 	}
 	if err := p.openControl(); err != nil {
 		return nil, err
@@ -146,6 +157,9 @@ func (p *Pooler) Run(ctx context.Context) error {
 	var accepting sync.WaitGroup
 	for _, ln := range p.listeners {
 		accepting.Go(func() { p.accept(ln) })
+	}
+	if p.local != nil {
+		accepting.Go(func() { p.accept(p.local) })
 	}
 	if p.succession.ln != nil {
 		p.succession.wg.Go(p.serveControl)
@@ -232,6 +246,9 @@ func (p *Pooler) closeListeners() {
 		_ = ln.Close()
 	}
 	p.closeControl()
+	if p.local != nil {
+		_ = p.local.Close()
+	}
 }
 
 // Snapshot returns the present state.

@@ -113,6 +113,10 @@ func (m *machine) sessionRests(cl *client) {
 	}
 	if m.stopping {
 		m.refuseClient(cl, refusedShutdown, errShutdown)
+		return
+	}
+	if sv := cl.server; sv.handle != cl.handle {
+		m.adapt(cl, sv) // after DISCARD ALL: back to those of its login
 	}
 }
 
@@ -130,7 +134,7 @@ func (m *machine) countTransaction(cl *client) {
 // on.
 func (cl *client) resting() bool {
 	sv := cl.server
-	return cl.state == clientActive && cl.mode == PoolSession && sv.expects.n == 0 && !sv.flight && !sv.copyIn &&
+	return cl.state == clientActive && (cl.mode == PoolSession || sv.pinned) && sv.expects.n == 0 && !sv.flight && !sv.copyIn &&
 		sv.status == pgwire.TxIdle && cl.in.atBoundary()
 }
 
@@ -140,7 +144,7 @@ var errStatementPooling = pgwire.NewError(pgwire.SeverityFatal, pgwire.CodeProto
 // inSession reports whether a server talks to a client that it belongs to, even
 // if no answer is due.
 func (m *machine) inSession(sv *server) bool {
-	return sv.client != nil && sv.client.mode == PoolSession && sv.client.state == clientActive
+	return sv.client != nil && (sv.client.mode == PoolSession || sv.pinned) && sv.client.state == clientActive
 }
 
 // queryMsg returns the message for a query, or nil for none.

@@ -50,7 +50,18 @@ func (a *actor) generate(r *rand.Rand) []byte {
 	row := "row " + tag
 	var b []byte
 	add := func(m ...[]byte) { b = append(b, bytes.Join(m, nil)...) }
-	switch r.IntN(25) {
+	switch r.IntN(28) {
+	case 25:
+		add(msgQuery("show my.p")) // of the startup packet
+	case 26:
+		// Left behind, and shown while the transaction lasts.
+		add(msgQuery("set my.q=" + tag + ";show my.q;show my.p"))
+		a.await = true
+	case 27:
+		if len(a.names) > 0 {
+			add(msgQuery("deallocate " + a.names[r.IntN(len(a.names))]))
+		}
+		add(msgQuery(row))
 	case 0, 1:
 		add(msgQuery(row))
 	case 2:
@@ -215,6 +226,11 @@ func randomRun(t *testing.T, seed uint64) {
 			set = append(set, pgwire.Param{Name: "application_name", Value: name})
 			a.ref.vars["application_name"] = name
 		}
+		if r.IntN(2) == 0 {
+			a.ref.vars["my.p"] = fmt.Sprint(r.IntN(2))
+			a.ref.start = map[string]string{"my.p": a.ref.vars["my.p"]}
+			set = append(set, pgwire.Param{Name: "My.P", Value: a.ref.vars["my.p"]})
+		}
 		a.cl, a.p = w.newClientAs(db, users[r.IntN(len(users))], set...)
 		actors[i] = a
 	}
@@ -240,6 +256,10 @@ func randomRun(t *testing.T, seed uint64) {
 		if violence && r.IntN(80) == 0 {
 			killServer(w, r, actors)
 		}
+		if r.IntN(60) == 0 {
+			// Some servers are to be replaced, say by a change of address.
+			w.m.retireWhere(func(sv *server) bool { return sv.slot%2 == 0 })
+		}
 		w.m.now += time.Millisecond
 		if r.IntN(30) == 0 {
 			w.m.now += tickInterval
@@ -264,6 +284,8 @@ func finish(t *testing.T, w *fakeWorld, r *rand.Rand, actors []*actor, seed uint
 					w.m.becameWritable(c)
 				}
 			}
+			w.settle()
+			w.m.tick() // a reserve may be due
 			w.settle()
 			checkLimits(t, w, seed)
 			checkServed(t, w, seed)
@@ -307,6 +329,10 @@ func finish(t *testing.T, w *fakeWorld, r *rand.Rand, actors []*actor, seed uint
 		if c.sv != nil && !c.dropped {
 			if c.sv.state != serverIdle && c.sv.state != serverUsed || !w.peers[c].be.clean() {
 				t.Fatalf("seed %d: server in state %d, session clean: %v", seed, c.sv.state, w.peers[c].be.clean())
+			}
+			p, _ := c.sv.rest.get("my.p")
+			if be := w.peers[c].be; be.vars["my.q"] != "" || be.vars["my.p"] != p {
+				t.Fatalf("seed %d: server has my.q=%s, my.p=%s, believed %s", seed, be.vars["my.q"], be.vars["my.p"], p)
 			}
 		}
 	}

@@ -26,13 +26,14 @@ const (
 	refusedDisabled                    // the database takes no clients (DISABLE)
 	refusedKilled                      // by KILL_CLIENT
 	refusedTLS                         // the handshake failed, or there was none and must be
+	refusedLeftover                    // session state in transaction pooling, by leak_guard
 	numRefusals
 )
 
 var refusalNames = [numRefusals]string{
 	"startup", "auth", "login_timeout", "max_client_conn", "no_database", "startup_parameter",
 	"server_login", "query_wait_timeout", "protocol", "memory", "server_lost", "shutdown", "statement_pooling", "timeout", "max_db_client_connections", "max_user_client_connections", "console",
-	"disabled", "killed", "tls",
+	"disabled", "killed", "tls", "leftover",
 }
 
 // String returns the name under which the refusal is counted.

@@ -48,7 +48,9 @@ func (p *Pooler) reload(c Config) error {
 // keepFixed takes over from old what cannot change at run time, and returns the
 // names of the settings that would have changed.
 func (c *Config) keepFixed(old *Config) (changed []string) {
+	c.UnixSocket = old.UnixSocket
 	c.Listen, c.Backlog, c.ReusePort, c.TrustedBalancers = old.Listen, old.Backlog, old.ReusePort, old.TrustedBalancers
+	c.Sockets = old.Sockets
 	c.ControlSocket, c.TakeOver = old.ControlSocket, old.TakeOver
 	c.TCP.DeferAccept, c.TCP.Buffer = old.TCP.DeferAccept, old.TCP.Buffer
 	c.AuthSeed, c.Version, c.parting = old.AuthSeed, old.Version, old.parting
@@ -76,6 +78,7 @@ func (d *Database) sameServers(e *Database) bool {
 	for _, db := range []*Database{&a, &b} {
 		db.PoolSize, db.MinPoolSize, db.ReservePoolSize, db.MaxConnections, db.MaxClientConnections = 0, 0, 0, 0, 0
 		db.PoolMode, db.auto, db.ServerLifetime, db.QueryWaitTimeout = 0, false, 0, 0
+		db.AuthUser, db.AuthQuery, db.AuthDBName = "", "", ""
 		db.Secret = pgwire.Secret{} // as in PgBouncer: it is for the next login
 	}
 	return reflect.DeepEqual(a, b)

@@ -266,3 +266,39 @@ func TestLoginNotice(t *testing.T) {
 		t.Errorf("welcome %q", got)
 	}
 }
+
+// TestDatabaseParams: a database's parameters hold for clients that do not name
+// them, and servers are replaced when they change.
+func TestDatabaseParams(t *testing.T) {
+	var next Config
+	p := startPooler(t, func(c *Config) {
+		c.Fallback.Params = []pgwire.Param{{Name: "timezone", Value: "Asia/Tokyo"}, {Name: "datestyle", Value: "SQL, DMY"}}
+		c.Reread = func() (Config, error) { return next, nil }
+	})
+	ctx := testContext(t)
+	ask := func(conn *pgx.Conn, want string) {
+		t.Helper()
+		var zone, style string
+		err := errors.Join(conn.QueryRow(ctx, "show timezone").Scan(&zone), conn.QueryRow(ctx, "show datestyle").Scan(&style))
+		if got := zone + " " + style; err != nil || got != want {
+			t.Errorf("got %s, %v, want %s", got, err, want)
+		}
+	}
+	ask(p.connect(), "Asia/Tokyo SQL, DMY")
+	own, err := pgx.Connect(ctx, dsn(p.host, p.port, "postgres")+" timezone=Europe/Vienna")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close(ctx)
+	ask(own, "Europe/Vienna SQL, DMY")
+	next = p.conf().Config
+	db := *next.Fallback
+	db.Params = []pgwire.Param{{Name: "timezone", Value: "Africa/Cairo"}}
+	next.Fallback = &db
+	if err := p.Reread(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the servers to go", func() bool { return p.pool().ServersIdle == 0 })
+	ask(own, "Europe/Vienna SQL, DMY") // what it believes in stays
+	ask(p.connect(), "Africa/Cairo ISO, MDY")
+}

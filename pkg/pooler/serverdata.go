@@ -71,6 +71,8 @@ func (m *machine) passRows(sv *server, b []byte) int {
 	if !sv.in.drop {
 		sv.lastType = pgwire.MsgDataRow
 		m.emit(&sv.client.conn, b[:n])
+	} else {
+		sv.ownRows = true
 	}
 	return n
 }
@@ -152,18 +154,18 @@ func seen(typ byte, bodyLen int) int {
 			return pgwire.HeaderLen + bodyLen
 		}
 	case pgwire.MsgCommandComplete:
-		if bodyLen == len(tagDeallocateAll) || bodyLen == len(tagDiscardAll) {
+		if bodyLen == len(tagDeallocateAll) || bodyLen == len(tagDiscardAll) || bodyLen == len(tagReset) {
 			return pgwire.HeaderLen + bodyLen
 		}
 	}
 	return pgwire.HeaderLen
 }
 
-// Tags of commands that drop all prepared statements of a session, with their
-// terminator. They have different lengths.
+// Tags of commands that drop what a session has, with their terminator.
 const (
 	tagDeallocateAll = "DEALLOCATE ALL\x00"
 	tagDiscardAll    = "DISCARD ALL\x00"
+	tagReset         = "RESET\x00"
 )
 
 // relay passes the front of a message to the client, or swallows it.
@@ -183,8 +185,22 @@ func (m *machine) serverReply(sv *server, typ byte, b []byte) {
 		return
 	}
 	if typ == pgwire.MsgCommandComplete {
-		if tag := b[pgwire.HeaderLen:]; string(tag) == tagDeallocateAll || string(tag) == tagDiscardAll {
+		switch tag := b[pgwire.HeaderLen:]; string(tag) {
+		case tagDeallocateAll:
 			m.statementsDropped(sv)
+		case tagDiscardAll:
+			m.statementsDropped(sv)
+			m.parametersReset(sv)
+			if sv.pinned {
+				sv.left |= leftUnknown
+			}
+		case tagReset:
+			switch {
+			case sv.state == serverTesting:
+				m.parametersReset(sv) // ours, and of all
+			case sv.rest != "":
+				sv.left |= leftSet // which ones, the tag does not say
+			}
 		}
 	}
 	head := sv.expects.at(0)
@@ -320,31 +336,10 @@ func (m *machine) atRest(sv *server) {
 	case sv.status != pgwire.TxIdle || !sv.client.in.atBoundary() || sv.client.state != clientActive:
 	case sv.client.mode == PoolSession && sv.touched:
 		m.sessionRests(sv.client)
+	case sv.left != 0 && m.keeps(sv.client, sv):
 	default:
 		m.release(sv.client, sv)
 	}
-}
-
-// serverParameter handles a ParameterStatus, and reports whether the client, if
-// there is one, is to be told.
-func (m *machine) serverParameter(sv *server, body []byte) bool {
-	name, value, ok := pgwire.ParseParameterStatus(body)
-	if !ok {
-		m.serverBroken(sv, "malformed parameter status")
-		return false
-	}
-	if sv.pool.db.Target != TargetAny {
-		m.roleChanged(sv, name, value)
-	}
-	i := varIndex(name)
-	if i < 0 {
-		return true
-	}
-	sv.vars[i] = string(value)
-	if sv.client != nil && sv.client.state == clientActive {
-		sv.client.vars[i] = sv.vars[i]
-	}
-	return true
 }
 
 // serverBroken ends a server that cannot be understood, and its client.

@@ -122,8 +122,8 @@ func (m *machine) cancelDone(sv *server) {
 // PostgreSQL has got it. Found is false when there is no such client; the
 // requester is not told, since it may be guessing.
 func (m *machine) clientCancels(key pgwire.CancelKey, done func()) (found bool) {
-	cl := m.byPID[key.PID]
-	found = cl != nil && cl.key.Matches(key)
+	cl := m.clientOfRequest(key)
+	found = cl != nil
 	if !found {
 		done()
 		return false

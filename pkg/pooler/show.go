@@ -123,8 +123,11 @@ func (s *console) databases() error {
 	}
 	open, _ := s.p.openConsoles()
 	own := Database{Name: consoleDatabase, DBName: consoleDatabase, User: consoleDatabase, PoolSize: maxConsoles}
-	if a, ok := s.p.listeners[0].Addr().(*net.TCPAddr); ok {
-		own.Port = uint16(a.Port)
+	own.Port = s.p.conf().UnixSocket.Port
+	if len(s.p.listeners) > 0 {
+		if a, ok := s.p.listeners[0].Addr().(*net.TCPAddr); ok {
+			own.Port = uint16(a.Port)
+		}
 	}
 	s.databaseRow(&databaseRow{db: &own, clients: len(open)}, "statement")
 	return nil
@@ -230,7 +233,7 @@ func (s *console) lists() error {
 		{"users", len(s.p.conf().Users)},
 		{"peers", len(s.p.conf().Peers)},
 		{"pools", len(pools) + 1},
-		{"peer_pools", 0},
+		{"peer_pools", len(s.p.forwarding.counts())},
 		{"free_clients", 0}, // no memory is kept for clients that are gone
 		{"used_clients", connected + len(open)},
 		{"login_clients", max(connected-population, 0)}, // counted at two moments

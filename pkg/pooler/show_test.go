@@ -85,10 +85,10 @@ func TestConsoleShow(t *testing.T) {
 	waiting.until('Z')
 	second.send(msgQuery("commit"))
 	second.until('Z')
-	second.send([]byte{'Q', 0, 0, 1, 0, 's'}) // the front of a message
+	second.send([]byte{'Q', 0, 0, 8, 0, 's'}) // the front of a message
 	until(t, "a message that is not whole", func() bool {
 		rows := console.show("active_sockets")
-		return len(rows) == 1 && rows[0]["state"] == "cl_active" && rows[0]["pkt_remain"] == "251"
+		return len(rows) == 1 && rows[0]["state"] == "cl_active" && rows[0]["pkt_remain"] == "2043"
 	})
 
 	// Averages are over the time since the start.

@@ -42,10 +42,17 @@ func (s *console) peers() error {
 
 var peerPoolColumns = columns("iiiii", "peer_id cl_active_cancel_req cl_waiting_cancel_req sv_active_cancel sv_login")
 
-// peerPools shows no rows: PgBouncer has one for each peer that a cancel request
-// is being sent to.
+// peerPools shows a row for each peer that cancel requests are being sent to.
 func (s *console) peerPools() error {
 	s.header(peerPoolColumns)
+	counts := s.p.forwarding.counts()
+	for _, id := range slices.Sorted(maps.Keys(counts)) {
+		s.rows.Begin()
+		for _, n := range []int{id, counts[id], 0, counts[id], 0} {
+			s.rows.Int(int64(n))
+		}
+		s.endRow()
+	}
 	return nil
 }
 
@@ -136,7 +143,7 @@ func (s *console) fdRow(k *socket, task string) {
 	r.Text(task)
 	s.textOrNull(k.user)
 	s.textOrNull(k.database)
-	if k.path != "" {
+	if k.path != "" || !k.addr.Addr().IsValid() {
 		r.Text("unix")
 	} else {
 		r.Text(k.addr.Addr().String())

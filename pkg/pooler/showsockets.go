@@ -105,7 +105,7 @@ func (s *console) socketRow(k *socket, state string, long bool) {
 	r.Text(k.database)
 	r.Text("none")
 	r.Text(state)
-	if k.path != "" {
+	if k.path != "" || !k.server && !k.addr.Addr().IsValid() {
 		r.Text("unix")
 		r.Int(int64(k.addr.Port()))
 		r.Text("unix")

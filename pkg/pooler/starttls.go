@@ -75,7 +75,24 @@ func (p *Pooler) acceptTLS(conn net.Conn, t *clientTLS, head []byte) (secured, e
 	if len(head) > 0 && c.ConnectionState().NegotiatedProtocol == "" {
 		return secured{}, errNoALPN
 	}
+	ackNow(conn)
 	return secured{c, &tlsSession{conn: c, wire: w}}, nil
+}
+
+// ackNow acknowledges what was received. The handshake ends with a message of
+// the client's, and a client without TCP_NODELAY sends its next one when that is
+// acknowledged: otherwise after the kernel's delay of 40 ms, for we have nothing
+// to say.
+func ackNow(conn net.Conn) {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		return
+	}
+	if rc, err := sc.SyscallConn(); err == nil {
+		_ = rc.Control(func(fd uintptr) { // or it takes a little longer
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1)
+		})
+	}
 }
 
 // A handshake computes for up to a millisecond, and a thousand clients may come

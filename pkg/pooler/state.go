@@ -51,18 +51,21 @@ type client struct {
 
 	// The pool's settings when the client came: a reload does not change the
 	// rules within a session.
-	mode    PoolMode
-	renames bool // its named statements are tracked, and have our names on servers
+	mode        PoolMode
+	watched     bool      // for what it leaves behind on servers, see guard.go
+	unnamedLeft leftovers // by its unnamed statement
+	renames     bool      // its named statements are tracked, and have our names on servers
 
 	id       uint64 // for the console
 	key      pgwire.CancelKey
+	sameKey  *client // the next one whose key begins with the same four bytes
 	protocol pgwire.Version
 	login    string // the user that it is
 	use      *usage // of that user; nil when it is not counted any more
 	addr     netip.AddrPort
 	local    netip.AddrPort
-	vars     vars
-	varsSet  [numVars]bool // which of them the client named at login
+	applied
+	varsSet [numVars]bool // which vars the client named at login
 
 	// held is input that was received and not yet processed.
 	held []byte
@@ -107,20 +110,21 @@ type server struct {
 	host          string // as the configuration has it
 	byName        bool   // host is a name that stands for addresses
 	local         netip.AddrPort
-	vars          vars
+	applied
 
 	expects expects
 	// flight: messages of the extended protocol were sent and no Sync yet.
 	flight bool
 	// skipping: the server skips messages up to a Sync that the client has not
 	// sent yet; so do we.
-	skipping bool
-	copyIn   bool
-	stalled  bool // the client's input waits for answers, see machine.stall
-	tainted  bool // not to be used again
-	touched  bool // bytes of the present client were sent
-	status   byte // of the last ReadyForQuery
-	lastType byte // the last message passed to the client: nothing follows a FATAL
+	skipping   bool
+	copyIn     bool
+	stalled    bool // the client's input waits for answers, see machine.stall
+	stalledDry bool // until all has been answered
+	tainted    bool // not to be used again
+	touched    bool // bytes of the present client were sent
+	status     byte // of the last ReadyForQuery
+	lastType   byte // the last message passed to the client: nothing follows a FATAL
 
 	prepared prepareds
 	// unnamedSeq is which client's unnamed statement the server has:
@@ -141,8 +145,13 @@ type server struct {
 	cut, graceful, rolledBack bool
 
 	setError *pgwire.Error // why our own query failed
-	testing  string        // what it means if the query that it runs fails
-	unreset  bool          // to be cleaned by the reset query before anybody else gets it
+	ownRows  bool          // our query had rows
+
+	left     leftovers // what clients may have left behind in the session
+	checking bool      // our query asks for advisory locks
+	pinned   bool      // its client holds some
+	testing  string    // what it means if the query that it runs fails
+	unreset  bool      // to be cleaned by the reset query before anybody else gets it
 
 	openedAt time.Duration
 	usedAt   time.Duration // when a client last left it

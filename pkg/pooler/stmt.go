@@ -40,7 +40,8 @@ type stmt struct {
 	name  string // on servers: never used for another text (a counter, no hash)
 	key   string // query text, NUL, parameter types
 	parse []byte
-	refs  int // names of clients and servers' entries
+	left  leftovers // what its execution may leave behind
+	refs  int       // names of clients and servers' entries
 }
 
 func (s *stmt) size() int { return len(s.key) + len(s.parse) + stmtOverhead }
@@ -87,7 +88,7 @@ func (t *stmts) adopt(name, key string) *stmt {
 
 // newStmt makes a statement with one reference.
 func newStmt(name, key string) *stmt {
-	s := &stmt{name: name, key: key, refs: 1}
+	s := &stmt{name: name, key: key, left: lookAt(text([]byte(key))), refs: 1}
 	s.parse = pgwire.AppendParse(make([]byte, 0, pgwire.HeaderLen+len(name)+1+len(key)), name, []byte(key))
 	return s
 }

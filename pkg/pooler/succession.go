@@ -312,20 +312,38 @@ const idGap = 1 << 20
 
 // inheritedListener returns the old process's socket for an address, or nil.
 func (p *Pooler) inheritedListener(addr string) (net.Listener, error) {
-	o := p.succession.offer
-	if o == nil {
-		return nil, nil
+	fd, ok := -1, false
+	if o := p.succession.offer; o != nil {
+		fd, ok = o.listeners[addr]
+		delete(o.listeners, addr)
 	}
-	fd, ok := o.listeners[addr]
 	if !ok {
-		return nil, nil
+		return p.givenListener(addr)
 	}
-	delete(o.listeners, addr)
 	ln, err := listenerOf(fd)
 	if err != nil {
 		return nil, err
 	}
 	return inheritedListener{ln}, nil
+}
+
+// givenListener returns the socket for an address that the process was started
+// with, or nil.
+func (p *Pooler) givenListener(addr string) (net.Listener, error) {
+	want, err := net.ResolveTCPAddr("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	for _, ln := range p.conf().Sockets {
+		have, ok := ln.Addr().(*net.TCPAddr)
+		if !ok || have.Port != want.Port {
+			continue
+		}
+		if anywhere := want.IP == nil || want.IP.IsUnspecified(); anywhere && have.IP.IsUnspecified() || have.IP.Equal(want.IP) {
+			return inheritedListener{ln}, nil
+		}
+	}
+	return nil, nil
 }
 
 // setUp sets the options of a socket that somebody else has opened.

@@ -161,6 +161,8 @@ func (p *Pooler) controlConn(conn *net.UnixConn) {
 		if err := p.beTakenOver(c, pid, body); err != nil {
 			p.log.Error("takeover failed: " + err.Error())
 		}
+	case kind == messageCancel:
+		p.answerSibling(c, body)
 	default:
 		p.log.Warn("control connection refused", "error", "unknown message", "pid", pid)
 	}

@@ -244,7 +244,7 @@ func TestHandoverKeepsState(t *testing.T) {
 // TestHandoverOfNoneButThoseAtRest: nobody is moved who has something outstanding.
 func TestHandoverOfNoneButThoseAtRest(t *testing.T) {
 	for name, send := range map[string][][]byte{
-		"half a message":       {msgQuery("row x")[:8]},
+		"half a message":       {msgQuery("row " + strings.Repeat("x", lookLen))[:8]},
 		"a flight":             {msgParse("", "row x"), pgwire.AppendFlush(nil)},
 		"a copy":               {msgQuery("copyin")},
 		"an unanswered query":  {msgQuery("row x")},
@@ -365,9 +365,9 @@ func TestHandoverKnowsAllState(t *testing.T) {
 		of    any
 		known string
 	}{
-		{client{}, `conn state pool lk server id key protocol login use mode renames addr local vars varsSet held heldEnd names
+		{client{}, `conn state pool lk server id key sameKey protocol login use mode renames watched unnamedLeft addr local applied varsSet held heldEnd names
 			unnamed unnamedSeq refused waitNotified stays cancelWanted connectedAt requestedAt since linkedAt`},
-		{server{}, `conn state pool lk client id key network addr host byName local vars epoch expects flight skipping copyIn stalled tainted
+		{server{}, `conn state pool lk client id key network addr host byName local applied epoch left pinned checking ownRows stalledDry expects flight skipping copyIn stalled tainted
 			touched status lastType prepared unnamedSeq flightNo unnamedFlight cancels cancelled cut graceful rolledBack setError
 			testing unreset openedAt since usedAt busyAt`},
 		{conn{}, `slot gen fd cl sv readable ended broken writable queued dirty dropped noted parked tls tlsInfo in out spill bye`},

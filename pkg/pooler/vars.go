@@ -37,22 +37,6 @@ func varIndex[S string | []byte](name S) int {
 	return -1
 }
 
-// appendSet appends a simple query that takes a server from have to want.
-func appendSet(dst []byte, have, want *vars) []byte {
-	var sql strings.Builder
-	for i := range want {
-		if have[i] == want[i] {
-			continue
-		}
-		sql.WriteString("SET ")
-		sql.WriteString(varNames[i])
-		sql.WriteByte('=')
-		quoteLiteral(&sql, want[i])
-		sql.WriteByte(';')
-	}
-	return pgwire.AppendQuery(dst, sql.String())
-}
-
 // quoteLiteral writes s as a string constant that reads the same whatever
 // standard_conforming_strings is: with a backslash in it, as an E” string.
 func quoteLiteral(w *strings.Builder, s string) {

@@ -100,6 +100,10 @@ func (w *fakeWorld) newClientAs(db *Database, user string, set ...pgwire.Param) 
 	n := newcomer{database: db, user: user, login: user, protocol: pgwire.Protocol30, addr: netip.MustParseAddrPort("10.0.0.1:1000")}
 	for _, p := range set {
 		i := varIndex(p.Name)
+		if i < 0 {
+			n.extra = append(n.extra, p)
+			continue
+		}
 		n.vars[i], n.varsSet[i] = p.Value, true
 	}
 	cl := w.m.addClient(n)

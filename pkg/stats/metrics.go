@@ -144,6 +144,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	e.checks(&s)
 	e.routers(&s)
 	e.sync(s.Sync)
+	e.notifications(s.Notify)
 }
 
 // An emitter sends one value of a family.

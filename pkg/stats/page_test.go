@@ -109,7 +109,7 @@ func TestPageOverrides(t *testing.T) {
 
 func TestPageWithoutRefresh(t *testing.T) {
 	page := render(t, sample(), true)
-	if strings.Contains(page, "http-equiv") || !strings.Contains(page, `<a href="/stats">`) {
+	if strings.Contains(page, "http-equiv") || !strings.Contains(page, `<a href="/status">`) {
 		t.Error("page refreshes itself, or cannot be made to")
 	}
 }

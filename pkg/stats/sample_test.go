@@ -7,6 +7,7 @@ import (
 	"github.com/pgsteer/pgsteer/pkg/flowsync"
 	"github.com/pgsteer/pgsteer/pkg/health"
 	"github.com/pgsteer/pgsteer/pkg/lb"
+	"github.com/pgsteer/pgsteer/pkg/notify"
 	"github.com/pgsteer/pgsteer/pkg/vrrp"
 )
 
@@ -97,6 +98,7 @@ func sample() Snapshot {
 			Sent: 36000, Received: 1234, Refused: []vrrp.RefusalCount{{Reason: "ttl", Count: 2}, {Reason: "checksum"}, {Reason: "vrid", Count: 5}},
 			Transitions: 12, BecameActive: 6, GratuitousARP: 254, EffectivePriority: 254, Synced: true, Contentions: 1, Barred: 4, History: moves(),
 		}},
+		Notify: []notify.Status{{Name: notify.SlackName, Speaks: true, Pending: true, Sent: 12, Failed: 3, LastError: "connection refused"}},
 		Sync: &flowsync.Status{
 			Node: "lb1", Listen: "192.168.1.10:5480", Peer: "192.168.1.11:5480", Key: "9cd7647edd817396", Dials: true, Connected: true, Since: now.Add(-time.Hour),
 			Connections: 3, PeerNode: "lb2", Version: 1, Heard: 57 * time.Millisecond, Synced: true, PeerSynced: true, Queue: 1200, Lag: 3 * time.Millisecond,

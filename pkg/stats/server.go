@@ -5,9 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -38,7 +41,8 @@ type Config struct {
 	Log      *slog.Logger
 }
 
-// Server serves /stats, /metrics and /healthz.
+// Server serves /stats, which is HAProxy's page and CSV, /status, which is ours,
+// /metrics and /healthz.
 type Server struct {
 	ln  net.Listener
 	srv *http.Server
@@ -123,24 +127,13 @@ func newHandler(cfg Config) (http.Handler, error) {
 		// What can be told is told, with the error in the log.
 		ErrorHandling: promhttp.ContinueOnError,
 	}))
-	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		var buf bytes.Buffer
 		snapshot := cfg.Snapshot()
-		if err := writePage(&buf, &snapshot, r.URL.Query().Has("norefresh")); err != nil {
-			cfg.Log.Error("rendering the stats page", "error", err)
-			http.Error(w, "rendering the stats page failed; see the log", http.StatusInternalServerError)
-			return
-		}
-		h := w.Header()
-		h.Set("Content-Type", "text/html; charset=utf-8")
-		h.Set("Cache-Control", "no-store")
-		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Referrer-Policy", "no-referrer")
-		if _, err := w.Write(buf.Bytes()); err != nil {
-			cfg.Log.Debug("sending the stats page", "error", err)
-		}
+		err := writePage(&buf, &snapshot, r.URL.Query().Has("norefresh"))
+		sendPage(w, &buf, err, cfg.Log)
 	})
+	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, r *http.Request) { serveClassic(w, r, &cfg) })
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
 		snapshot := cfg.Snapshot()
@@ -154,5 +147,59 @@ func newHandler(cfg Config) (http.Handler, error) {
 		}
 	})
 	mux.Handle("GET /{$}", http.RedirectHandler("/stats", http.StatusSeeOther))
-	return mux, nil
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// HAProxy's options stand behind semicolons: /stats;csv;norefresh.
+		if strings.HasPrefix(r.URL.Path, "/stats;") && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+			serveClassic(w, r, &cfg)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	}), nil
+}
+
+// serveClassic answers as HAProxy does.
+func serveClassic(w http.ResponseWriter, r *http.Request, cfg *Config) {
+	options := strings.Split(strings.TrimPrefix(r.URL.Path, "/stats"), ";")
+	snapshot := cfg.Snapshot()
+	rows := classicRows(&snapshot)
+	if slices.Contains(options, "csv") {
+		var csv strings.Builder
+		writeCSV(&csv, rows)
+		h := w.Header()
+		if snapshot.DatapathErr != nil {
+			// No row at all would be taken for nothing to be watched.
+			http.Error(w, "reading the datapath: "+snapshot.DatapathErr.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		h.Set("Content-Type", "text/plain")
+		h.Set("Cache-Control", "no-cache")
+		if _, err := io.WriteString(w, csv.String()); err != nil {
+			cfg.Log.Debug("sending the stats", "error", err)
+		}
+		return
+	}
+	if slices.Contains(options, "up") {
+		rows = up(rows)
+	}
+	var buf bytes.Buffer
+	err := writeClassic(&buf, &snapshot, rows, slices.Contains(options, "norefresh") || r.URL.Query().Has("norefresh"))
+	sendPage(w, &buf, err, cfg.Log)
+}
+
+// sendPage sends what was rendered, or says that it was not.
+func sendPage(w http.ResponseWriter, buf *bytes.Buffer, err error, log *slog.Logger) {
+	if err != nil {
+		log.Error("rendering the stats page", "error", err)
+		http.Error(w, "rendering the stats page failed; see the log", http.StatusInternalServerError)
+		return
+	}
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Cache-Control", "no-store")
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "no-referrer")
+	if _, err := w.Write(buf.Bytes()); err != nil {
+		log.Debug("sending the stats page", "error", err)
+	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/pgsteer/pgsteer/pkg/flowsync"
 	"github.com/pgsteer/pgsteer/pkg/health"
 	"github.com/pgsteer/pgsteer/pkg/lb"
+	"github.com/pgsteer/pgsteer/pkg/notify"
 	"github.com/pgsteer/pgsteer/pkg/vrrp"
 )
 
@@ -33,6 +34,7 @@ type Snapshot struct {
 	Checks   []health.TargetStatus // the health checker's view of each backend
 	Routers  []vrrp.Snapshot
 	Sync     *flowsync.Status // nil: connections are not replicated
+	Notify   []notify.Status  // the sinks of notifications
 }
 
 // Uptime is how long the daemon has run.

@@ -18,6 +18,8 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+
+	"github.com/pgsteer/pgsteer/pkg/pooler/hba"
 )
 
 // AuthType is how clients prove who they are.
@@ -28,13 +30,18 @@ const (
 	AuthTrust AuthType = "trust"
 	AuthMD5   AuthType = "md5"
 	AuthSCRAM AuthType = "scram-sha-256"
+	AuthPlain AuthType = "plain"
+	AuthAny   AuthType = "any"
+	AuthCert  AuthType = "cert"
+	AuthPeer  AuthType = "peer"
+	AuthHBA   AuthType = "hba"
 )
 
 // Config is a validated configuration. All durations are zero for "off" unless
 // said otherwise.
 type Config struct {
 	// ListenAddr are host names and IP addresses to listen on; "*" stands for
-	// all addresses of the host. Never empty.
+	// all addresses of the host. Empty only with a UnixSocketDir.
 	ListenAddr    []string
 	ListenPort    int // 1 to 65535
 	ListenBacklog int // at least 1
@@ -44,6 +51,11 @@ type Config struct {
 	// take over; empty for the default.
 	ControlSocket string
 
+	UnixSocketDir   string // "" is none
+	UnixSocketGiven bool   // the file says so; else it is PgBouncer's default
+	UnixSocketGroup string
+	UnixSocketMode  uint32
+
 	// TrustedBalancers are whose word about a connection's client is taken.
 	TrustedBalancers []netip.Prefix
 
@@ -51,7 +63,12 @@ type Config struct {
 
 	AuthType AuthType
 	AuthFile string
-	Users    []User // what AuthFile holds, in its order
+	// AuthUser, AuthQuery and AuthDBName are for databases without their own.
+	AuthUser, AuthQuery, AuthDBName string
+	// HBAFile and IdentFile are read into HBA.
+	HBAFile, IdentFile string
+	HBA                hba.Rules
+	Users              []User // what AuthFile holds, in its order
 
 	AdminUsers []string // who may do everything in the console
 	StatsUsers []string // who may look
@@ -108,6 +125,10 @@ type Config struct {
 	CancelWaitTimeout    time.Duration // never 0
 	SuspendTimeout       time.Duration
 
+	// LeakGuard is clean, count, refuse or off: what becomes of session state in
+	// transaction pooling.
+	LeakGuard string
+
 	IgnoreStartupParameters []string // names in lower case
 	ApplicationNameAddHost  bool
 
@@ -163,6 +184,10 @@ type Database struct {
 	MaxConnections, MaxClientConnections int
 	ServerLifetime                       time.Duration // 0 is for the Config's
 	QueryWaitTimeout                     time.Duration // 0 is for the Config's, -1 for none
+	AuthUser, AuthQuery, AuthDBName      string        // "" for the Config's
+
+	// What the server is asked for at each login; "" for its own.
+	ApplicationName, ClientEncoding, DateStyle, TimeZone string
 }
 
 // Peer is an entry of [peers]: another pooler that a cancel request may be meant
@@ -217,12 +242,19 @@ type Warning Error
 // String returns "file:line: what may be wrong".
 func (w Warning) String() string { return (*Error)(&w).Error() }
 
+// defaultAuthQuery is PgBouncer's: it finds no password that has expired.
+const defaultAuthQuery = "SELECT rolname, CASE WHEN rolvaliduntil < pg_catalog.now() THEN NULL ELSE rolpassword END " +
+	"FROM pg_catalog.pg_authid WHERE rolname=$1 AND rolcanlogin"
+
 // defaults returns the defaults of PgBouncer 1.25.
 func defaults() Config {
 	return Config{
 		ListenPort:            6432,
 		ListenBacklog:         128,
+		UnixSocketDir:         "/tmp",
+		UnixSocketMode:        0o777,
 		AuthType:              AuthMD5,
+		AuthQuery:             defaultAuthQuery,
 		ClientTLS:             defaultTLS("disable"),
 		ServerTLS:             defaultTLS("prefer"),
 		PoolMode:              "session",
@@ -248,6 +280,7 @@ func defaults() Config {
 		CancelWaitTimeout:     10 * time.Second,
 		SuspendTimeout:        10 * time.Second,
 		StatsPeriod:           time.Minute,
+		LeakGuard:             "clean",
 		LogStats:              true,
 		SyslogFacility:        "daemon",
 		SyslogIdent:           "pgbouncer",

@@ -43,7 +43,7 @@ func FuzzINI(f *testing.F) {
 			}
 			return
 		}
-		if len(c.ListenAddr) == 0 || c.ListenPort < 1 || c.ListenPort > 65535 || c.DefaultPoolSize < 1 || c.MaxClientConn < 1 {
+		if len(c.ListenAddr) == 0 && c.UnixSocketDir == "" || c.ListenPort < 1 || c.ListenPort > 65535 || c.DefaultPoolSize < 1 || c.MaxClientConn < 1 {
 			t.Fatalf("accepted %+v", c.Config)
 		}
 		for _, d := range c.Databases {

@@ -45,6 +45,13 @@ var settings = map[string]rule[file]{
 		f.StatsPeriod = time.Duration(n) * time.Second
 		return err
 	}),
+	"leak_guard": supported(func(f *file, value string) error {
+		f.LeakGuard = strings.ToLower(value)
+		if !slices.Contains([]string{"clean", "count", "refuse", "off"}, f.LeakGuard) {
+			return fmt.Errorf("want clean, count, refuse or off, not %q", value)
+		}
+		return nil
+	}),
 	"control_socket":       supported(setControlSocket),
 	"log_stats":            setBool(func(f *file) *bool { return &f.LogStats }),
 	"logfile":              setText(func(f *file) *string { return &f.LogFile }),
@@ -65,6 +72,15 @@ var settings = map[string]rule[file]{
 	"sbuf_loopcnt": moot[file](mootBuffers),
 	"service_name": moot[file](mootService),
 
+	"unix_socket_dir": supported(func(f *file, value string) error {
+		if value != "" && value[0] != '/' && value[0] != '@' {
+			return fmt.Errorf("%q is neither an absolute path nor an abstract name", value)
+		}
+		f.UnixSocketDir, f.UnixSocketGiven = value, true
+		return nil
+	}),
+	"unix_socket_group": setText(func(f *file) *string { return &f.UnixSocketGroup }),
+	"unix_socket_mode":  supported(setSocketMode),
 	"trusted_balancers": supported(func(f *file, value string) (err error) {
 		f.TrustedBalancers, err = parseNetworks(value)
 		return err
@@ -102,6 +118,11 @@ var settings = map[string]rule[file]{
 	"server_reset_query":          setText(func(f *file) *string { return &f.ServerResetQuery }),
 	"server_reset_query_always":   setBool(func(f *file) *bool { return &f.ServerResetQueryAlways }),
 
+	"auth_user":            setText(func(f *file) *string { return &f.AuthUser }),
+	"auth_query":           setText(func(f *file) *string { return &f.AuthQuery }),
+	"auth_dbname":          setText(func(f *file) *string { return &f.AuthDBName }),
+	"auth_hba_file":        setText(func(f *file) *string { return &f.HBAFile }),
+	"auth_ident_file":      setText(func(f *file) *string { return &f.IdentFile }),
 	"client_tls_sslmode":   tlsMode(client),
 	"client_tls_key_file":  tlsFile(client, func(t *TLS) *string { return &t.KeyFile }),
 	"client_tls_cert_file": tlsFile(client, func(t *TLS) *string { return &t.CertFile }),
@@ -124,26 +145,23 @@ var settings = map[string]rule[file]{
 		return nil
 	}),
 
-	"auth_dbname":            only[file](""),
-	"auth_hba_file":          only[file](""),
-	"auth_ident_file":        only[file](""),
-	"auth_ldap_options":      only[file](""),
-	"auth_query":             only[file](""),
-	"auth_user":              only[file](""),
-	"dns_zone_check_period":  off[file](),
-	"scram_iterations":       only[file]("4096"),
-	"track_extra_parameters": only[file]("IntervalStyle"),
-	"unix_socket_dir":        only[file](""),
-	"unix_socket_group":      moot[file](mootUnix),
-	"unix_socket_mode":       moot[file](mootUnix),
+	"auth_ldap_options":     only[file](""),
+	"dns_zone_check_period": off[file](),
+	"scram_iterations":      only[file]("4096"),
+
+	// What PostgreSQL reports is tracked, and PgBouncer can track no more.
+	"track_extra_parameters": supported(func(*file, string) error { return nil }),
 }
 
 // ownSettings are the keys that PgBouncer does not know.
-var ownSettings = []string{"control_socket", "trusted_balancers"}
+var ownSettings = []string{"control_socket", "leak_guard", "trusted_balancers"}
 
 // defaultTexts are the defaults of the settings that are supported, in
 // PgBouncer's spelling.
 var defaultTexts = map[string]string{
+	"unix_socket_dir":             "/tmp",
+	"unix_socket_group":           "",
+	"unix_socket_mode":            "0777",
 	"log_stats":                   "1",
 	"logfile":                     "",
 	"login_notify_message":        "",
@@ -179,6 +197,11 @@ var defaultTexts = map[string]string{
 	"transaction_timeout":         "0",
 	"application_name_add_host":   "0",
 	"auth_file":                   "",
+	"auth_user":                   "",
+	"auth_dbname":                 "",
+	"auth_query":                  defaultAuthQuery,
+	"auth_hba_file":               "",
+	"auth_ident_file":             "",
 	"auth_type":                   "md5",
 	"cancel_wait_timeout":         "10",
 	"client_login_timeout":        "60",
@@ -229,6 +252,8 @@ var defaultTexts = map[string]string{
 	"stats_users":                 "",
 	"control_socket":              "",
 	"trusted_balancers":           "",
+	"leak_guard":                  "clean",
+	"track_extra_parameters":      "IntervalStyle",
 }
 
 // ownDatabaseKeys are the parameters there that PgBouncer does not know.
@@ -239,6 +264,9 @@ var ownDatabaseKeys = []string{"target_session_attrs"}
 var databaseKeys = map[string]rule[Database]{
 	"host":                      supported(setHost),
 	"port":                      setInt(1, 65535, func(d *Database) *int { return &d.Port }),
+	"auth_user":                 setText(func(d *Database) *string { return &d.AuthUser }),
+	"auth_query":                setText(func(d *Database) *string { return &d.AuthQuery }),
+	"auth_dbname":               setText(func(d *Database) *string { return &d.AuthDBName }),
 	"dbname":                    setString(func(d *Database) *string { return &d.DBName }),
 	"user":                      setString(func(d *Database) *string { return &d.User }),
 	"password":                  setString(func(d *Database) *string { return &d.Password }),
@@ -252,17 +280,14 @@ var databaseKeys = map[string]rule[Database]{
 	"server_lifetime":           setTime(func(d *Database) *time.Duration { return &d.ServerLifetime }),
 	"pool_mode":                 setPoolMode(func(d *Database) *string { return &d.PoolMode }),
 
-	"application_name":   {},
-	"auth_dbname":        {},
-	"auth_query":         {},
-	"auth_user":          {},
-	"client_encoding":    {},
+	"application_name":   setString(func(d *Database) *string { return &d.ApplicationName }),
+	"client_encoding":    setString(func(d *Database) *string { return &d.ClientEncoding }),
 	"connect_query":      {},
-	"datestyle":          {},
+	"datestyle":          setString(func(d *Database) *string { return &d.DateStyle }),
 	"load_balance_hosts": setWord(func(d *Database) *string { return &d.LoadBalanceHosts }, "round-robin", "disable"),
 	"target_session_attrs": setWord(func(d *Database) *string { return &d.TargetSessionAttrs },
 		"any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
-	"timezone": {},
+	"timezone": setString(func(d *Database) *string { return &d.TimeZone }),
 }
 
 // setHost takes hosts, or directories of servers' unix sockets, separated by

@@ -177,14 +177,17 @@ func (f *file) finish(path string) error {
 		return whole
 	}
 	switch {
-	case len(f.ListenAddr) == 0:
-		return at("listen_addr").errorf("listen_addr names no address: unix sockets alone are known to PgBouncer but not supported yet")
+	case len(f.ListenAddr) == 0 && f.UnixSocketDir == "":
+		return at("listen_addr").errorf("neither listen_addr nor unix_socket_dir says where to listen")
 	case len(f.Databases) == 0 && f.Fallback == nil:
 		return whole.errorf("section [databases] has no entry")
-	case f.AuthFile == "":
+	case f.AuthFile == "" && f.AuthType != AuthAny && !f.asks():
 		return whole.errorf("auth_file is not set: no client could log in")
 	case slices.Contains(f.ListenAddr, "*") && len(f.ListenAddr) > 1:
 		return at("listen_addr").errorf("listen_addr has * beside other addresses")
+	}
+	if err := f.checkAuth(at); err != nil {
+		return err
 	}
 	if err := f.checkTLS(at); err != nil {
 		return err
@@ -231,7 +234,7 @@ func (f *file) poolSize(d *Database) {
 
 // checkUsers looks at the user list in the light of the configuration.
 func (f *file) checkUsers() error {
-	if len(f.Users) == 0 {
+	if len(f.Users) == 0 && f.AuthType != AuthAny && !f.asks() {
 		return &Error{File: f.AuthFile, Msg: "has no user: no client could log in"}
 	}
 	warn := func(format string, args ...any) {

@@ -32,17 +32,19 @@ func TestLoadGood(t *testing.T) {
 	}
 	key := strings.Repeat("A", 43) + "="
 	want := Config{
-		ListenAddr:    []string{"192.168.1.5", "::1"},
-		ListenPort:    6432,
-		ListenBacklog: 4096,
-		ReusePort:     true,
+		ListenAddr:      []string{"192.168.1.5", "::1"},
+		ListenPort:      6432,
+		ListenBacklog:   4096,
+		UnixSocketGiven: true, UnixSocketMode: 0o777,
+		ReusePort: true,
 		ClientTLS: TLS{SSLMode: "require", KeyFile: "/etc/ssl/pooler.key", CertFile: "/etc/ssl/pooler.crt",
 			MinVersion: tls.VersionTLS13, MaxVersion: tls.VersionTLS13},
 		ServerTLS: TLS{SSLMode: "verify-full", CAFile: "/etc/ssl/ca.crt", MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS13,
 			Ciphers: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}},
-		AuthType: AuthSCRAM,
-		AuthFile: "testdata/good.txt",
-		PoolMode: "transaction",
+		AuthType:  AuthSCRAM,
+		AuthFile:  "testdata/good.txt",
+		AuthQuery: defaultAuthQuery,
+		PoolMode:  "transaction",
 		UserSettings: []UserSetting{{
 			Name: "alice", PoolMode: "transaction", PoolSize: 3, ReservePoolSize: 2, MaxConnections: 9, MaxClientConnections: 8,
 			QueryWaitTimeout: -1, QueryTimeout: time.Second, IdleTransactionTimeout: 2 * time.Second,
@@ -68,6 +70,7 @@ func TestLoadGood(t *testing.T) {
 		CancelWaitTimeout:      10 * time.Second,
 		SuspendTimeout:         10 * time.Second,
 		StatsPeriod:            30 * time.Second,
+		LeakGuard:              "refuse",
 		AdminUsers:             []string{"app", "postgres"},
 		StatsUsers:             []string{"new"},
 		ApplicationNameAddHost: true,
@@ -139,9 +142,9 @@ func TestLoadDefaults(t *testing.T) {
 		t.Fatal(err, warnings)
 	}
 	want := Config{
-		ListenAddr: []string{"*"}, ListenPort: 6432, ListenBacklog: 128,
+		ListenAddr: []string{"*"}, ListenPort: 6432, ListenBacklog: 128, UnixSocketDir: "/tmp", UnixSocketMode: 0o777,
 		ClientTLS: defaultTLS("disable"), ServerTLS: defaultTLS("prefer"),
-		AuthType: AuthMD5, AuthFile: users, Users: []User{{"a", "b"}},
+		AuthType: AuthMD5, AuthQuery: defaultAuthQuery, AuthFile: users, Users: []User{{"a", "b"}},
 		PoolMode: "session", ReservePoolTimeout: 5 * time.Second,
 		DNSMaxTTL: 15 * time.Second, DNSNotFoundTTL: 15 * time.Second,
 		ServerCheckQuery: "<empty>", ServerCheckDelay: 30 * time.Second, MaxPacketSize: 2147483647,
@@ -150,7 +153,7 @@ func TestLoadDefaults(t *testing.T) {
 		ServerConnectTimeout: 15 * time.Second, ServerLoginRetry: 15 * time.Second,
 		ServerLifetime: 3600 * time.Second, ServerIdleTimeout: 600 * time.Second,
 		QueryWaitTimeout: 120 * time.Second, ClientLoginTimeout: 60 * time.Second,
-		CancelWaitTimeout: 10 * time.Second, SuspendTimeout: 10 * time.Second, StatsPeriod: 60 * time.Second,
+		CancelWaitTimeout: 10 * time.Second, SuspendTimeout: 10 * time.Second, StatsPeriod: 60 * time.Second, LeakGuard: "clean",
 		LogConnections: true, LogDisconnections: true, LogPoolerErrors: true, LogStats: true, SyslogFacility: "daemon", SyslogIdent: "pgbouncer",
 		Databases: []Database{{Name: "d", Host: "h", Port: 5432, DBName: "d", PoolSize: 20}},
 	}

@@ -67,6 +67,9 @@ func (f *file) load(path string, sets []pair) error {
 	if err := f.finish(path); err != nil {
 		return err
 	}
+	if err := f.loadHBA(); err != nil {
+		return err
+	}
 	if f.AuthFile == "" {
 		return nil
 	}

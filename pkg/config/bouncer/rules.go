@@ -3,6 +3,7 @@ package bouncer
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -26,7 +27,6 @@ const (
 	mootBuffers  = "buffers are shared, and sized by the traffic"
 	mootResolver = "names are resolved as the system does it"
 	mootService  = "it is for Windows"
-	mootUnix     = "there is no unix socket to listen on"
 )
 
 func supported[T any](set func(dst *T, value string) error) rule[T] { return rule[T]{set: set} }
@@ -200,13 +200,13 @@ func setString[T any](field func(*T) *string) rule[T] {
 func setAuthType(c *Config, value string) error {
 	v := strings.ToLower(value)
 	switch v {
-	case string(AuthTrust), string(AuthMD5), string(AuthSCRAM):
+	case string(AuthTrust), string(AuthMD5), string(AuthSCRAM), string(AuthPlain), string(AuthAny), string(AuthCert), string(AuthPeer), string(AuthHBA):
 		c.AuthType = AuthType(v)
 		return nil
-	case "any", "plain", "cert", "hba", "ldap", "pam":
-		return fmt.Errorf("%q is known to PgBouncer but not supported yet: want scram-sha-256, md5 or trust", value)
+	case "ldap", "pam":
+		return fmt.Errorf("%q is known to PgBouncer but not supported: it would need a library in C that asks another server", value)
 	}
-	return fmt.Errorf("%q is not one of scram-sha-256, md5 and trust", value)
+	return fmt.Errorf("%q is not one of scram-sha-256, md5, trust, plain, any, cert, peer and hba", value)
 }
 
 // setWord takes one of some words.
@@ -220,6 +220,16 @@ func setWord[T any](field func(*T) *string, words ...string) rule[T] {
 		*field(dst) = v
 		return nil
 	})
+}
+
+// setSocketMode takes an octal number.
+func setSocketMode(f *file, value string) error {
+	n, err := strconv.ParseUint(value, 8, 32)
+	if err != nil || n > 0o777 {
+		return fmt.Errorf("%q is no octal number up to 0777", value)
+	}
+	f.UnixSocketMode = uint32(n)
+	return nil
 }
 
 // setPoolMode takes one of PgBouncer's pool modes.
