@@ -356,6 +356,11 @@ func TestFailover(t *testing.T) {
 		c, err = v.dial()
 		return err == nil && c.turn() == nil
 	})
+	// What was opened within the replication's delay before a crash may be lost.
+	v.eventually("lb2 knows the connection", func() bool {
+		s, err := two.admin.Sync(t.Context())
+		return err == nil && s.Received.Stored > 0
+	})
 	gap := v.during(c, "a crash", func() bool {
 		one.signal(syscall.SIGKILL)
 		return two.is(vrrp.Active)()
