@@ -11,11 +11,25 @@ import (
 
 func keygenCommands() []command {
 	return []command{{
-		args: "[FILE]",
+		args: "[ add | promote | retire ] [FILE]",
 		about: `makes a new key, by which the two nodes know each other when they replicate
 connections (sync.key_file). It is written to FILE, for its owner only, or to
-standard output. A file that is there already is left alone.`,
+standard output. A file that is there already is left alone.
+To change keys while the nodes are linked: add appends a new key to FILE,
+promote puts the last first, retire leaves the first only. The first is shown,
+all are accepted. After each, copy the file and restart both daemons.`,
 		prepare: func(args []string) (action, error) {
+			for _, r := range rotations() {
+				switch {
+				case len(args) == 0 || args[0] != r.word:
+				case len(args) == 1 || args[1] == "":
+					return nil, usagef("%s needs the key file", r.word)
+				case len(args) > 2:
+					return nil, usagef("nothing may follow the file, but %q was given", args[2])
+				default:
+					return func(s *session) error { return rotate(s, r, args[1]) }, nil
+				}
+			}
 			switch {
 			case len(args) > 1:
 				return nil, usagef("nothing may follow the file, but %q was given", args[1])

@@ -59,20 +59,23 @@ func writeLink(out *output, status flowsync.Status) error {
 		if s.Connected {
 			link = "connected"
 		}
-		node, heard := s.PeerNode, "never"
+		node, heard, peerKey := s.PeerNode, "never", s.PeerKey
 		if node == "" {
 			node = "unknown"
+		}
+		if peerKey == "" {
+			peerKey = "unknown"
 		}
 		if s.Heard >= 0 {
 			heard = age(s.Heard)
 		}
 		r.cells(
 			s.Node, s.Listen, node, s.Peer, link, age(time.Since(s.Since)), heard,
-			copyText(s.Synced, s.CopyAge), yes(s.PeerSynced), count(s.Queue), age(s.Lag), s.Key,
+			copyText(s.Synced, s.CopyAge), yes(s.PeerSynced), count(s.Queue), age(s.Lag), s.Key, peerKey,
 		)
 	},
 		left("NODE"), left("ADDRESS"), left("PEER"), left("PEER-ADDRESS"), left("LINK"), right("SINCE"), right("HEARD"),
-		left("SYNCED"), left("PEER-SYNCED"), right("QUEUE"), right("LAG"), left("KEY"),
+		left("SYNCED"), left("PEER-SYNCED"), right("QUEUE"), right("LAG"), left("KEY"), left("PEER-KEY"),
 	)
 }
 

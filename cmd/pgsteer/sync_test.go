@@ -32,8 +32,8 @@ resync    connected       1
 failure   connect         4
 `
 	res := pgsteer("sync show")
-	want := `NODE  ADDRESS            PEER  PEER-ADDRESS       LINK        SINCE  HEARD  SYNCED  PEER-SYNCED  QUEUE  LAG  KEY
-lb1   192.168.1.10:5480  lb2   192.168.1.11:5480  connected  1h0m0s   57ms  yes     yes              0   0s  9cd7647edd817396
+	want := `NODE  ADDRESS            PEER  PEER-ADDRESS       LINK        SINCE  HEARD  SYNCED  PEER-SYNCED  QUEUE  LAG  KEY               PEER-KEY
+lb1   192.168.1.10:5480  lb2   192.168.1.11:5480  connected  1h0m0s   57ms  yes     yes              0   0s  9cd7647edd817396  5be0cd19137e2179
 ` + counters
 	if res.status != exitOK || res.stdout != want {
 		t.Errorf("status %d, %s\n%s\nwant\n%s", res.status, res.stderr, res.stdout, want)
@@ -47,8 +47,8 @@ lb1   192.168.1.10:5480  lb2   192.168.1.11:5480  connected  1h0m0s   57ms  yes 
 	p.status.Connected, p.status.Synced, p.status.PeerSynced, p.status.CopyAge = false, false, false, 4200*time.Millisecond
 	p.status.LastError, p.status.Differences = "connection refused", []string{"service x (192.168.1.100:5434) is configured on lb2 only", "y"}
 	p.mu.Unlock()
-	want = `NODE  ADDRESS            PEER  PEER-ADDRESS       LINK   SINCE  HEARD  SYNCED                PEER-SYNCED  QUEUE  LAG  KEY
-lb1   192.168.1.10:5480  lb2   192.168.1.11:5480  down  1h0m0s   57ms  no, copy of 4.2s ago  no               0   0s  9cd7647edd817396
+	want = `NODE  ADDRESS            PEER  PEER-ADDRESS       LINK   SINCE  HEARD  SYNCED                PEER-SYNCED  QUEUE  LAG  KEY               PEER-KEY
+lb1   192.168.1.10:5480  lb2   192.168.1.11:5480  down  1h0m0s   57ms  no, copy of 4.2s ago  no               0   0s  9cd7647edd817396  5be0cd19137e2179
 ` + counters + `
 The last error: connection refused
 

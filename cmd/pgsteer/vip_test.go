@@ -53,7 +53,7 @@ func newPair() *pair {
 	p := &pair{
 		routers: [2]vrrp.Snapshot{router("main", 51, 101, vrrp.Active, "192.168.1.100"), router("second", 52, 100, vrrp.Backup, "192.168.1.101")},
 		status: flowsync.Status{
-			Node: "lb1", Listen: "192.168.1.10:5480", Peer: "192.168.1.11:5480", Key: "9cd7647edd817396", PeerNode: "lb2", Connected: true,
+			Node: "lb1", Listen: "192.168.1.10:5480", Peer: "192.168.1.11:5480", Key: "9cd7647edd817396", PeerKey: "5be0cd19137e2179", PeerNode: "lb2", Connected: true,
 			Since: time.Now().Add(-time.Hour), Heard: 57 * time.Millisecond, Synced: true, PeerSynced: true,
 			Sent: flowsync.SentCounts{Changes: 40, Bytes: 170779}, Received: flowsync.ReceivedCounts{Stored: 7},
 			Resyncs:  []flowsync.Count{{Reason: "connected", Count: 1}, {Reason: "lost"}},

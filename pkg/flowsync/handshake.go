@@ -76,6 +76,7 @@ type peerConn struct {
 	conn    *tls.Conn
 	reader  *bufio.Reader
 	node    string
+	key     string // fingerprint of what it shows
 	version uint16
 }
 
@@ -105,6 +106,8 @@ func (l *Link) greet(ctx context.Context, raw *net.TCPConn) (_ *peerConn, err er
 		return nil, &failed{failure(err, FailureTLS), fmt.Errorf("shaking hands: %w", err)}
 	}
 	p := &peerConn{conn: conn, reader: bufio.NewReaderSize(conn, 64<<10)}
+	// VerifyConnection demands a certificate.
+	p.key = fingerprint(conn.ConnectionState().PeerCertificates[0].Raw)
 	if err := l.introduce(p); err != nil {
 		return nil, err
 	}

@@ -55,7 +55,7 @@ func (l *Link) connected(s *session) {
 	l.sender.connected(now, own.serves())
 	l.ask, l.ackDue, l.ackSent, l.kicked = false, 0, 0, false
 	st := &l.status
-	st.connected, st.since, st.node, st.version = true, time.Now(), s.node, s.version
+	st.connected, st.since, st.node, st.version, st.key = true, time.Now(), s.node, s.version, s.key
 	st.connections++
 	l.mu.Unlock()
 	l.log.Info("linked with the peer", "node", s.node, "address", s.conn.RemoteAddr().String(), "version", s.version)

@@ -7,12 +7,14 @@ type Status struct {
 	Node        string    `json:"node"` // ours
 	Listen      string    `json:"listen"`
 	Peer        string    `json:"peer"`
-	Key         string    `json:"key"`   // fingerprint
+	Key         string    `json:"key"`   // fingerprint of the one that is shown
+	Keys        []string  `json:"keys"`  // of all that are accepted, Key first
 	Dials       bool      `json:"dials"` // this node connects to the other
 	Connected   bool      `json:"connected"`
 	Since       time.Time `json:"since"` // of Connected
 	Connections uint64    `json:"connections"`
 	PeerNode    string    `json:"peer_node"` // of the present connection, or the last
+	PeerKey     string    `json:"peer_key"`  // the one that it shows there
 	Version     uint16    `json:"version"`   // of the protocol
 	// Heard is the time since the peer's last heartbeat, nanoseconds; -1: never.
 	Heard time.Duration `json:"heard"`
@@ -103,6 +105,7 @@ type tally struct {
 	since         time.Time
 	connections   uint64
 	node          string
+	key           string // the peer's
 	version       uint16
 	synced        bool
 	fresh         time.Duration // when synced changed last; never: it did not
@@ -138,7 +141,7 @@ func (l *Link) Status() Status {
 	t, s, r := &l.status, &l.sender, &l.status.received
 	out := Status{
 		Node: l.config.Node, Listen: l.config.Listen.String(), Peer: l.config.Peer.String(),
-		Key: l.config.Key.Fingerprint(), Dials: l.config.dials(),
+		Key: l.config.Key.Fingerprint(), Keys: l.config.Key.Fingerprints(), PeerKey: t.key, Dials: l.config.dials(),
 		Connected: t.connected, Since: t.since, Connections: t.connections, PeerNode: t.node, Version: t.version,
 		Heard: -1, Synced: t.synced, PeerSynced: s.synced, CopyAge: -1,
 		Copying: s.wants || s.pass.active && s.pass.full, Queue: s.queue.n, Lag: s.lag(now),
