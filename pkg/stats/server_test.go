@@ -13,8 +13,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/pgsteer/pgsteer/pkg/vrrp"
 	"github.com/pgsteer/pgsteer/pkg/stats/web"
+	"github.com/pgsteer/pgsteer/pkg/vrrp"
 )
 
 var (
