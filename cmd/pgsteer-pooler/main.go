@@ -38,6 +38,7 @@ import (
 
 	"github.com/pgsteer/pgsteer/pkg/config/bouncer"
 	"github.com/pgsteer/pgsteer/pkg/pooler"
+	"github.com/pgsteer/pgsteer/pkg/stats/poolmetrics"
 )
 
 // The exit statuses.
@@ -124,11 +125,12 @@ func start(file *bouncer.Config, config pooler.Config, loader *bouncer.Loader, o
 		}
 		pid = func() error { return nil }
 	}
-	return serve(config, &reloader{loader: loader, log: log, out: out}, pid, log)
+	return serve(config, file.MetricsListen, &reloader{loader: loader, log: log, out: out}, pid, log)
 }
 
-// serve is the pooler's life.
-func serve(config pooler.Config, r *reloader, opened func() error, log *slog.Logger) error {
+// serve is the pooler's life. Metrics is where Prometheus is served, "" for
+// nowhere.
+func serve(config pooler.Config, metrics string, r *reloader, opened func() error, log *slog.Logger) error {
 	if err := setLimits(&config, log); err != nil {
 		return err
 	}
@@ -144,6 +146,10 @@ func serve(config pooler.Config, r *reloader, opened func() error, log *slog.Log
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	endMetrics, err := serveMetrics(ctx, metrics, p, log)
+	if err != nil {
+		return errors.Join(err, p.Close())
+	}
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, obeyed...)
 	defer signal.Stop(signals)
@@ -153,7 +159,7 @@ func serve(config pooler.Config, r *reloader, opened func() error, log *slog.Log
 
 	if err := opened(); err != nil {
 		close(ended)
-		return errors.Join(err, <-watched, p.Close())
+		return errors.Join(err, <-watched, p.Close(), endMetrics())
 	}
 	if err := sayReady(); err != nil {
 		log.Warn("failed to say that the start is over", "error", err)
@@ -170,11 +176,30 @@ func serve(config pooler.Config, r *reloader, opened func() error, log *slog.Log
 		// process, so it is said by us.)
 		notify(fmt.Sprintf("MAINPID=%d", pid), log)
 	}
-	err = errors.Join(err, <-watched, p.Close())
+	err = errors.Join(err, <-watched, p.Close(), endMetrics())
 	if err == nil {
 		log.Info("stopped")
 	}
 	return err
+}
+
+// serveMetrics serves Prometheus until end is called.
+func serveMetrics(ctx context.Context, listen string, p *pooler.Pooler, log *slog.Logger) (end func() error, err error) {
+	if listen == "" {
+		return func() error { return nil }, nil
+	}
+	s, err := poolmetrics.Open(listen, version(), p.Snapshot, log)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	log.Info("serving metrics", "address", s.Addr().String())
+	return func() error {
+		cancel()
+		return errors.Join(<-done, s.Close())
+	}, nil
 }
 
 // notify tells systemd how we are, if it started us.

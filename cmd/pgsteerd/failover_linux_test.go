@@ -167,7 +167,7 @@ func transmitChecksumOff(device string) error {
 }
 
 // serveEcho has the backend say everything back.
-func (v *village) serveEcho() {
+func (v *village) serveEcho() (stop func()) {
 	var l net.Listener
 	v.must("listening", v.on("backend", func() (err error) {
 		l, err = net.Listen("tcp", villagers["backend"]+":6432")
@@ -186,10 +186,12 @@ func (v *village) serveEcho() {
 			}()
 		}
 	})
-	v.t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		l.Close()
 		serving.Wait()
 	})
+	v.t.Cleanup(stop)
+	return stop
 }
 
 // A balancerProcess is a daemon on its host.
@@ -200,7 +202,7 @@ type balancerProcess struct {
 }
 
 // balance starts the daemon of a host.
-func (v *village) balance(name string, priority int, key string) *balancerProcess {
+func (v *village) balance(name string, priority int, key string, more ...string) *balancerProcess {
 	v.t.Helper()
 	other := map[string]string{"lb1": "lb2", "lb2": "lb1"}[name]
 	file := func(suffix string) string { return filepath.Join(v.dir, name+suffix) }
@@ -219,7 +221,7 @@ sync: {listen: "%s:5480", peer: "%s:5480", key_file: %s}
 stats: {listen: "127.0.0.1:8404"}
 admin: {socket: %s, state_file: %s}
 `, name, v.dir, name, villageVIP, villagers["backend"], priority, villagers[name], villagers[other], villagers[name], villagers[other], key,
-		file(".sock"), file(".orders"))
+		file(".sock"), file(".orders")) + strings.Join(more, "")
 	v.must("writing a configuration", os.WriteFile(file(".yaml"), []byte(text), 0o600))
 	log, err := os.OpenFile(file(".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	v.must("opening a log", err)

@@ -92,6 +92,10 @@ type PoolStats struct {
 	WaitTime        time.Duration // of clients for servers
 	TransactionTime time.Duration // servers were assigned
 	QueryTime       time.Duration // answers were due
+
+	// The same times, each counted: of those who waited, of transactions, and of
+	// answers up to a ReadyForQuery.
+	Waits, TransactionTimes, QueryTimes Histogram
 }
 
 func (m *machine) poolFor(db *Database, user string) *pool {
@@ -246,6 +250,7 @@ func (m *machine) pick(p *pool, cl *client) *server {
 func (m *machine) link(cl *client, sv *server) {
 	if cl.state == clientWaiting {
 		cl.pool.stats.WaitTime += m.now - cl.since
+		cl.pool.stats.Waits.add(m.now - cl.since)
 	}
 	cl.pool.stats.Assignments++
 	m.moveServer(sv, serverActive)

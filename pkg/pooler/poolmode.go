@@ -128,6 +128,7 @@ const outsideTransaction = -1
 func (m *machine) countTransaction(cl *client) {
 	cl.pool.stats.Transactions++
 	cl.pool.stats.TransactionTime += m.now - cl.linkedAt
+	cl.pool.stats.TransactionTimes.add(m.now - cl.linkedAt)
 }
 
 // resting reports whether a client has a server only because its session goes

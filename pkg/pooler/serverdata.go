@@ -300,6 +300,7 @@ func (m *machine) serverReady(sv *server, b []byte) {
 			cl.pool.stats.Queries++
 		}
 		sv.pool.stats.QueryTime += m.now - sv.busyAt
+		sv.pool.stats.QueryTimes.add(m.now - sv.busyAt)
 		sv.busyAt = m.now
 	}
 	m.answered(sv)

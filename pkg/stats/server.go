@@ -2,36 +2,18 @@ package stats
 
 import (
 	"bytes"
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/net/netutil"
-)
 
-const (
-	// headerTimeout bounds how long a client may take to ask, writeTimeout how
-	// long to take the answer; the answers are a few kilobytes.
-	headerTimeout = 5 * time.Second
-	writeTimeout  = 20 * time.Second
-	idleTimeout   = 60 * time.Second
-	// maxConns keeps descriptors for health checks and adverts, whoever floods
-	// the port. A browser takes six, a scraper one.
-	maxConns = 64
-	// maxHeader is enough for a browser's cookies from a neighbouring port.
-	maxHeader = 16 << 10
-	// drainTimeout is how long answers under way may take when stopping.
-	drainTimeout = time.Second
+	"github.com/pgsteer/pgsteer/pkg/stats/web"
 )
 
 // Config says where to serve and what.
@@ -43,11 +25,7 @@ type Config struct {
 
 // Server serves /stats, which is HAProxy's page and CSV, /status, which is ours,
 // /metrics and /healthz.
-type Server struct {
-	ln  net.Listener
-	srv *http.Server
-	log *slog.Logger
-}
+type Server struct{ *web.Server }
 
 // Open binds the port. A port that is taken is an error here, not in Run.
 func Open(cfg Config) (*Server, error) {
@@ -55,57 +33,11 @@ func Open(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	ln, err := net.Listen("tcp", cfg.Listen)
+	server, err := web.Open("stats", cfg.Listen, false, handler, cfg.Log)
 	if err != nil {
-		return nil, fmt.Errorf("opening the stats port: %w", err)
+		return nil, err
 	}
-	return &Server{
-		ln:  netutil.LimitListener(ln, maxConns),
-		log: cfg.Log,
-		srv: &http.Server{
-			Handler:           handler,
-			ReadHeaderTimeout: headerTimeout,
-			ReadTimeout:       headerTimeout,
-			WriteTimeout:      writeTimeout,
-			IdleTimeout:       idleTimeout,
-			MaxHeaderBytes:    maxHeader,
-			ErrorLog:          slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
-		},
-	}, nil
-}
-
-// Addr is the address that the server listens on.
-func (s *Server) Addr() net.Addr { return s.ln.Addr() }
-
-// Run serves until ctx ends, then lets the answers under way finish for a
-// second, and returns nil.
-func (s *Server) Run(ctx context.Context) error {
-	served := make(chan error, 1)
-	go func() { served <- s.srv.Serve(s.ln) }()
-	select {
-	case err := <-served:
-		return fmt.Errorf("serving the stats port: %w", err)
-	case <-ctx.Done():
-	}
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
-	defer cancel()
-	if err := s.srv.Shutdown(drain); err != nil {
-		s.log.Debug("cut off a slow client of the stats port", "error", err)
-		if err := s.srv.Close(); err != nil {
-			s.log.Debug("closing the stats port", "error", err)
-		}
-	}
-	<-served
-	return nil
-}
-
-// Close releases the port. It is needed where Run was never called and does no
-// harm after it.
-func (s *Server) Close() error {
-	if err := s.ln.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		return fmt.Errorf("closing the stats port: %w", err)
-	}
-	return nil
+	return &Server{server}, nil
 }
 
 // newHandler routes the paths. The patterns take GET and HEAD only; the mux

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/pgsteer/pgsteer/pkg/stats/web"
 	"github.com/pgsteer/pgsteer/pkg/vrrp"
 )
 
@@ -161,7 +162,7 @@ func TestServerBadRequests(t *testing.T) {
 	}()
 	for name, request := range map[string]string{
 		"garbage":      "\x16\x03\x01\x00\xee\x01\r\n\r\n",
-		"large header": "GET /stats HTTP/1.1\r\nHost: x\r\nCookie: " + strings.Repeat("x", 2*maxHeader) + "\r\n\r\n",
+		"large header": "GET /stats HTTP/1.1\r\nHost: x\r\nCookie: " + strings.Repeat("x", 2*web.MaxHeader) + "\r\n\r\n",
 	} {
 		conn, err := net.Dial("tcp", s.Addr().String())
 		if err != nil {

@@ -125,6 +125,9 @@ type Config struct {
 	CancelWaitTimeout    time.Duration // never 0
 	SuspendTimeout       time.Duration
 
+	// MetricsListen is the address and port at which Prometheus is served, "" for
+	// nowhere.
+	MetricsListen string
 	// LeakGuard is clean, count, refuse or off: what becomes of session state in
 	// transaction pooling.
 	LeakGuard string

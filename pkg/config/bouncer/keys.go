@@ -53,6 +53,7 @@ var settings = map[string]rule[file]{
 		return nil
 	}),
 	"control_socket":       supported(setControlSocket),
+	"metrics_listen":       supported(setMetricsListen),
 	"log_stats":            setBool(func(f *file) *bool { return &f.LogStats }),
 	"logfile":              setText(func(f *file) *string { return &f.LogFile }),
 	"login_notify_message": setText(func(f *file) *string { return &f.LoginNotifyMessage }),
@@ -154,7 +155,7 @@ var settings = map[string]rule[file]{
 }
 
 // ownSettings are the keys that PgBouncer does not know.
-var ownSettings = []string{"control_socket", "leak_guard", "trusted_balancers"}
+var ownSettings = []string{"control_socket", "leak_guard", "metrics_listen", "trusted_balancers"}
 
 // defaultTexts are the defaults of the settings that are supported, in
 // PgBouncer's spelling.
@@ -253,6 +254,7 @@ var defaultTexts = map[string]string{
 	"control_socket":              "",
 	"trusted_balancers":           "",
 	"leak_guard":                  "clean",
+	"metrics_listen":              "",
 	"track_extra_parameters":      "IntervalStyle",
 }
 

@@ -96,7 +96,7 @@ func (f *file) read(path string) ([]byte, error) {
 // fixed are the keys of [pgbouncer] that need a restart: those of PgBouncer
 // (CF_NO_RELOAD in its main.c), and ours.
 var fixed = []string{
-	"control_socket", "disable_pqexec", "job_name", "listen_addr", "listen_backlog", "listen_port", "pidfile", "pkt_buf", "resolv_conf",
+	"control_socket", "disable_pqexec", "job_name", "listen_addr", "listen_backlog", "listen_port", "metrics_listen", "pidfile", "pkt_buf", "resolv_conf",
 	"service_name", "so_reuseport", "tcp_defer_accept", "tcp_socket_buffer", "track_extra_parameters", "trusted_balancers", "unix_socket_dir",
 	"unix_socket_group", "unix_socket_mode", "user",
 }

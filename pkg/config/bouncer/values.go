@@ -1,8 +1,10 @@
 package bouncer
 
 import (
+	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -147,6 +149,26 @@ func distance(a, b string, limit int) int {
 // maxSocketPath is how long the name of a Unix socket can be: sun_path has 108
 // bytes, the last is NUL. The socket is made under a longer name at first.
 const maxSocketPath = 90
+
+// setMetricsListen takes an address and port, or a port alone.
+func setMetricsListen(f *file, value string) error {
+	if value == "" {
+		f.MetricsListen = ""
+		return nil
+	}
+	host, port, err := net.SplitHostPort(value)
+	if err != nil {
+		return errors.New("it is no ADDRESS:PORT or :PORT")
+	}
+	if _, err := netip.ParseAddr(host); host != "" && err != nil {
+		return fmt.Errorf("%q is no IP address", host)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("%q is no port", port)
+	}
+	f.MetricsListen = value
+	return nil
+}
 
 func setControlSocket(f *file, value string) error {
 	switch {
