@@ -68,6 +68,18 @@ func TestExamine(t *testing.T) {
 			{Service: "s", Name: "elsewhere", Addr: netip.MustParseAddrPort("127.0.0.1:1"), Check: health.TCP(), Timeout: time.Second},
 		},
 	}
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		ifi, err := net.InterfaceByName("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ifi.Flags&net.FlagRunning != 0 {
+			break // the kernel finds the carrier a moment after the link is up
+		}
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("the cable has no carrier")
+		}
+	}
 	if !e.link(true) {
 		t.Fatalf("%+v", e.findings)
 	}

@@ -56,7 +56,7 @@ func (s *stage) run(ctx context.Context, p *process, l load) (r run, err error) 
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var counting atomic.Bool
+	var counting gate
 	var workers sync.WaitGroup
 	results := make([]result, l.clients)
 	for i := range l.clients {
@@ -99,8 +99,17 @@ func (s *stage) run(ctx context.Context, p *process, l load) (r run, err error) 
 // errOver ends a run in order.
 var errOver = errors.New("the time is over")
 
-// count lets transactions count for some time.
-func (s *stage) count(ctx context.Context, p *process, d time.Duration, counting *atomic.Bool) (cpu, took time.Duration, err error) {
+// gate says whether transactions count, and how many have.
+type gate struct {
+	open    atomic.Bool
+	counted atomic.Int64
+}
+
+// patience bounds the wait for the first transaction.
+const patience = time.Minute
+
+// count lets transactions count for some time, and until there is one.
+func (s *stage) count(ctx context.Context, p *process, d time.Duration, counting *gate) (cpu, took time.Duration, err error) {
 	wait := func(d time.Duration) {
 		select {
 		case <-ctx.Done():
@@ -112,9 +121,12 @@ func (s *stage) count(ctx context.Context, p *process, d time.Duration, counting
 		return 0, 0, err
 	}
 	began := time.Now()
-	counting.Store(true)
+	counting.open.Store(true)
 	wait(d)
-	counting.Store(false)
+	for counting.counted.Load() == 0 && ctx.Err() == nil && time.Since(began) < patience {
+		wait(10 * time.Millisecond)
+	}
+	counting.open.Store(false)
 	return cpu, time.Since(began), nil
 }
 
@@ -124,18 +136,19 @@ type result struct {
 	latencies    []float64
 }
 
-func (r *result) add(l load, counting *atomic.Bool, began time.Time) {
-	if !counting.Load() {
+func (r *result) add(l load, counting *gate, began time.Time) {
+	if !counting.open.Load() {
 		return
 	}
 	r.transactions++
+	counting.counted.Add(1)
 	if l.latencies {
 		r.latencies = append(r.latencies, float64(time.Since(began).Microseconds()))
 	}
 }
 
 // talk sends query after query.
-func talk(ctx context.Context, conn net.Conn, l load, counting *atomic.Bool, r *result) error {
+func talk(ctx context.Context, conn net.Conn, l load, counting *gate, r *result) error {
 	first, each := l.messages()
 	answers := bufio.NewReaderSize(conn, 32<<10)
 	if first != nil {
@@ -154,7 +167,7 @@ func talk(ctx context.Context, conn net.Conn, l load, counting *atomic.Bool, r *
 }
 
 // comeAndGo connects for each query.
-func (s *stage) comeAndGo(ctx context.Context, p *process, l load, counting *atomic.Bool, r *result) error {
+func (s *stage) comeAndGo(ctx context.Context, p *process, l load, counting *gate, r *result) error {
 	var keys pgwire.KeyCache
 	_, each := l.messages()
 	for ctx.Err() == nil {
