@@ -82,7 +82,9 @@ func (p *Pooler) serve(conn net.Conn, full bool) {
 		}
 	}
 	// At shutdown, whoever is not logged in is not waited for.
-	stop := context.AfterFunc(p.ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
+	// The socket, because conn is to change.
+	socket := conn
+	stop := context.AfterFunc(p.ctx, func() { _ = socket.SetReadDeadline(time.Unix(1, 0)) })
 	n := newcomer{id: p.ids.Add(1), addr: addr, peer: peer, local: local}
 	conn, start, err := p.opening(conn, &n)
 	why := refusedStartup
