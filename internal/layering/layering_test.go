@@ -22,7 +22,7 @@ const module = "github.com/pgsteer/pgsteer"
 // only, and rooms on one floor never import each other. A room is a directory
 // with everything below it; inside a room anything goes.
 var floors = [][]string{
-	{"internal/mute"},
+	{"internal/mute", "internal/durable"},
 	{"pkg/pgwire", "pkg/vrrp", "pkg/notify"},
 	{"pkg/lb", "pkg/health", "pkg/pooler"},
 	{"pkg/xdp", "pkg/flowsync"},

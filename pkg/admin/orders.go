@@ -8,8 +8,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 
+	"github.com/pgsteer/pgsteer/internal/durable"
 	"github.com/pgsteer/pgsteer/pkg/lb"
 )
 
@@ -79,45 +79,12 @@ func SaveOrders(path string, orders []lb.Order) error {
 	}
 	data, err := json.MarshalIndent(ordersFile{ordersVersion, orders}, "", "  ")
 	if err == nil {
-		err = replaceFile(path, append(data, '\n'))
+		err = durable.Replace(path, append(data, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("keeping the operator's orders: %w", err)
 	}
 	return nil
-}
-
-// replaceFile writes a file beside the one at path, to disk, and renames it.
-func replaceFile(path string, data []byte) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncDir(dir)
-}
-
-// syncDir makes a rename in dir outlive a power failure.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // SetAside renames the file at path, so that it is in nobody's way and yet

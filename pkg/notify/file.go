@@ -8,7 +8,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
+
+	"github.com/pgsteer/pgsteer/internal/durable"
 )
 
 const (
@@ -60,38 +61,10 @@ func loadFile(path string) (map[string]map[string]Said, error) {
 func saveFile(path string, sinks map[string]map[string]Said) error {
 	data, err := json.MarshalIndent(file{fileVersion, sinks}, "", "  ")
 	if err == nil {
-		err = replace(path, append(data, '\n'))
+		err = durable.Replace(path, append(data, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("keeping the notifications' state: %w", err)
 	}
 	return nil
-}
-
-// replace writes a file beside the one at path, to disk, and renames it.
-func replace(path string, data []byte) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
